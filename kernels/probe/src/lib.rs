@@ -1,0 +1,2 @@
+//! The probe.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,2 @@
+//! The `cistern` command.
+fn main() {}
