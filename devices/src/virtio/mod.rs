@@ -12,3 +12,4 @@ pub mod mmio;
 pub mod queue;
 pub mod rng;
 pub mod scatter;
+pub mod vsock;
