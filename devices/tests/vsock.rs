@@ -11,6 +11,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use cistern_devices::virtio::vsock::muxer::CONNECTIONS_MAX;
 use cistern_devices::virtio::vsock::packet::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
@@ -41,7 +42,7 @@ impl Setup {
     }
 
     fn connect(&self) -> UnixStream {
-        UnixStream::connect(self.uds()).unwrap()
+        patient(UnixStream::connect(self.uds()).unwrap())
     }
 
     /// A connection from a process to the guest's port.
@@ -57,8 +58,14 @@ impl Setup {
     /// A connection from the guest to a service.
     fn guest_stream(&mut self, service: &UnixListener, port: u32) -> (Stream, UnixStream) {
         let stream = Stream::connect(&mut self.driver, 1000, port);
-        (stream, service.accept().unwrap().0)
+        (stream, patient(service.accept().unwrap().0))
     }
+}
+
+/// A test that fails should not hang.
+fn patient(process: UnixStream) -> UnixStream {
+    process.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    process
 }
 
 /// A line, and not a byte more.
@@ -228,7 +235,7 @@ fn without_a_driver_there_is_nobody_to_reach() {
     let directory = TempDir::new().unwrap();
     let uds = directory.path().join("v.sock");
     let mut driver = VsockDriver::new(&uds);
-    let mut early = UnixStream::connect(&uds).unwrap();
+    let mut early = patient(UnixStream::connect(&uds).unwrap());
     let mut waiting = UnixStream::connect(&uds).unwrap();
     early.write_all(b"CONNECT 52\n").unwrap();
     driver.guest.run();
@@ -431,6 +438,7 @@ fn refusals_are_bounded() {
     }
     assert!(taken < queued);
     driver.give_rx();
+    assert!(driver.reclaim_tx() > 0, "the guest's packets are taken up again");
     for port in 0..PACKETS {
         while queued < PACKETS && driver.try_queue(&packet(op::RW, queued as u32, 1), &[]) {
             queued += 1;

@@ -14,6 +14,7 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK,
 };
 use virtio_bindings::virtio_mmio as reg;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 
 const NEXT: u16 = 1;
@@ -46,6 +47,8 @@ pub struct Ring {
     free: Vec<u16>,
     chains: HashMap<u16, Vec<u16>>,
     available: u16,
+    /// `available` at the last kick.
+    kicked: u16,
     used: u16,
 }
 
@@ -58,6 +61,7 @@ impl Ring {
             free: (0..size).rev().collect(),
             chains: HashMap::new(),
             available: 0,
+            kicked: 0,
             used: 0,
         }
     }
@@ -95,6 +99,14 @@ impl Ring {
         self.write(self.available_ring() + 2, self.available);
         self.chains.insert(head, chain);
         Some(head)
+    }
+
+    /// With `VIRTIO_RING_F_EVENT_IDX`: whether the device wants to hear of what was added since the last kick.
+    fn is_kick_wanted(&mut self) -> bool {
+        let event: u16 =
+            self.ram.memory().read_obj(GuestAddress(self.used_ring() + 4 + u64::from(self.size) * 8)).unwrap();
+        let since = self.available.wrapping_sub(std::mem::replace(&mut self.kicked, self.available));
+        self.available.wrapping_sub(event).wrapping_sub(1) < since
     }
 
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
@@ -184,8 +196,12 @@ impl Guest {
         self.events.run_with_timeout(10_000).unwrap() > 0
     }
 
-    /// The driver's notification, without running the event loop.
-    pub fn kick(&self, queue: usize) {
+    /// The driver's notification, without running the event loop. It is left out when the device does not want it.
+    pub fn kick(&mut self, queue: usize) {
+        let event_idx = self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        if event_idx && self.rings.get_mut(queue).is_some_and(|ring| !ring.is_kick_wanted()) {
+            return;
+        }
         self.write_register(QUEUE_NOTIFY_OFFSET as u32, queue as u32);
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use cistern_devices::virtio::vsock::Vsock;
 use cistern_devices::virtio::vsock::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use cistern_memory::GuestRam;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::ring::{Buffer, Guest, readable, writable};
 
@@ -44,7 +45,8 @@ impl VsockDriver {
         let ram = GuestRam::new(std::slice::from_ref(&(0..RAM_BYTES))).unwrap();
         let device = Vsock::new(GUEST_CID, uds).unwrap();
         let mut driver = Self {
-            guest: Guest::new(device, ram, RINGS, 0),
+            // As Linux does it: no kick and no interrupt that the other side does not want.
+            guest: Guest::new(device, ram, RINGS, 1 << VIRTIO_RING_F_EVENT_IDX),
             refill: true,
             free_rx: Vec::new(),
             given_rx: HashMap::new(),
