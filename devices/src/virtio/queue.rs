@@ -6,11 +6,35 @@ use cistern_memory::Memory;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use super::interrupt::Interrupt;
+use super::scatter::Buffers;
 
 /// The driver set up or filled a virtqueue in a way the specification forbids.
 #[derive(Debug, thiserror::Error)]
-#[error("malformed virtqueue: {0}")]
-pub struct QueueError(#[from] virtio_queue::Error);
+pub enum QueueError {
+    /// The rings are malformed.
+    #[error("malformed virtqueue: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// A ring or the descriptor table is not in guest memory.
+    #[error("malformed virtqueue: rings outside guest memory")]
+    RingOutsideMemory,
+    /// A chain ends before its last descriptor: a loop, an index past the table, or a bad indirect table.
+    #[error("malformed virtqueue: broken descriptor chain")]
+    ChainBroken,
+    /// A chain has more descriptors than any driver may use.
+    #[error("malformed virtqueue: descriptor chain too long")]
+    ChainTooLong,
+    /// A descriptor the device may only read follows one it may write.
+    #[error("malformed virtqueue: readable descriptor after a writable one")]
+    ChainOrder,
+    /// A buffer is not in guest memory.
+    #[error("malformed virtqueue: buffer outside guest memory at {guest_address:#x}, {bytes} bytes")]
+    BufferOutsideMemory {
+        /// Guest-physical start of the buffer.
+        guest_address: u64,
+        /// Its length.
+        bytes: u32,
+    },
+}
 
 /// A chain of descriptors, with the guest memory it points into.
 pub type Chain<'m> = DescriptorChain<&'m Memory>;
@@ -19,15 +43,55 @@ pub type Chain<'m> = DescriptorChain<&'m Memory>;
 #[derive(Debug)]
 pub struct VirtQueue {
     queue: Queue,
+    /// Chains that may still be popped in this event.
+    budget: u32,
+    /// A pop was refused for want of budget.
+    starved: bool,
+    /// Buffers were used since the last [`VirtQueue::notify`].
+    used: bool,
 }
 
 impl VirtQueue {
     /// Wraps a queue the driver has set up.
     pub fn new(queue: Queue) -> Self {
-        Self { queue }
+        Self { queue, budget: u32::MAX, starved: false, used: false }
     }
 
-    /// The next chain the driver made available, `None` when there is none or the queue is not enabled.
+    /// True while the driver has the queue enabled.
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// The number of descriptors, as the driver chose it.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// The driver disabled the queue: it yields nothing any more.
+    pub fn disable(&mut self) {
+        self.queue.set_ready(false);
+    }
+
+    /// Starts an event in which at most `chains` chains may be popped, so that a driver that refills its queue as fast
+    /// as it is drained cannot keep the event loop for itself.
+    pub fn set_budget(&mut self, chains: u32) {
+        self.budget = chains;
+        self.starved = false;
+    }
+
+    /// Ends the event early: the device has done its share, and the transport will call it again for this queue.
+    pub fn yield_event(&mut self) {
+        self.budget = 0;
+        self.starved = true;
+    }
+
+    /// True when the event ended with work left: the queue must get another event without a kick from the driver.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// The next chain the driver made available, `None` when there is none, the queue is not enabled or this event has
+    /// had its share (another one follows by itself then).
     ///
     /// # Errors
     /// When the ring cannot be read or its indices are impossible.
@@ -35,12 +99,30 @@ impl VirtQueue {
         if !self.queue.ready() {
             return Ok(None);
         }
-        Ok(self.queue.iter(memory)?.next())
+        if self.budget == 0 {
+            self.starved |= !self.is_empty(memory)?;
+            return Ok(None);
+        }
+        let chain = self.queue.iter(memory)?.next();
+        if chain.is_some() {
+            self.budget -= 1;
+        }
+        Ok(chain)
     }
 
-    /// Puts the chain taken last back, to be popped again. Only for the chain popped last, with nothing added since.
+    /// As [`VirtQueue::pop`], with the chain's buffers checked and gathered.
+    ///
+    /// # Errors
+    /// Also when the chain is malformed.
+    pub fn pop_buffers<'m>(&mut self, memory: &'m Memory) -> Result<Option<Buffers<'m>>, QueueError> {
+        self.pop(memory)?.map(|chain| Buffers::gather(memory, chain)).transpose()
+    }
+
+    /// Puts the chain popped last back, to be popped again; called n times, the last n chains. Only valid for chains
+    /// that were not handed back, with none handed back that was popped after them.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
+        self.budget = self.budget.saturating_add(1);
     }
 
     /// Hands a chain back to the driver; `written_bytes` is what the device wrote into it.
@@ -48,7 +130,9 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is not in guest memory.
     pub fn add_used(&mut self, memory: &Memory, head_index: u16, written_bytes: u32) -> Result<(), QueueError> {
-        Ok(self.queue.add_used(memory, head_index, written_bytes)?)
+        self.queue.add_used(memory, head_index, written_bytes)?;
+        self.used = true;
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to know about the buffers used since the last call.
@@ -56,18 +140,22 @@ impl VirtQueue {
     /// # Errors
     /// When the rings are not in guest memory.
     pub fn notify(&mut self, memory: &Memory, interrupt: &Interrupt) -> Result<(), QueueError> {
-        if self.queue.ready() && self.queue.needs_notification(memory)? {
+        if std::mem::take(&mut self.used) && self.queue.ready() && self.queue.needs_notification(memory)? {
             interrupt.signal_queue();
         }
         Ok(())
     }
 
     /// Asks the driver for kicks again after the queue was drained. True when chains arrived meanwhile: drain again.
+    /// False too when this event has had its share.
+    ///
+    /// Call it with every available chain popped, also those that will be put back: the driver kicks for chains it
+    /// adds behind the last one popped.
     ///
     /// # Errors
     /// When the rings are not in guest memory.
     pub fn enable_kicks(&mut self, memory: &Memory) -> Result<bool, QueueError> {
-        if !self.queue.ready() {
+        if !self.queue.ready() || self.starved {
             return Ok(false);
         }
         Ok(self.queue.enable_notification(memory)?)
