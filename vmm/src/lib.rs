@@ -1,1 +1,3 @@
 //! Hypervisor.
+
+pub mod firmware;
