@@ -3,6 +3,7 @@
 //! One file or folder a device; what all of them stand on is in [`device`] (the trait), [`queue`] (virtqueues),
 //! [`scatter`] (the guest memory of a request), [`interrupt`] and [`mmio`] (the transport).
 
+pub mod block;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;
