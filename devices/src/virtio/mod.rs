@@ -3,6 +3,8 @@
 //! One file or folder a device; what all of them stand on is in [`device`] (the trait), [`queue`] (virtqueues),
 //! [`scatter`] (the guest memory of a request), [`interrupt`] and [`mmio`] (the transport).
 
+pub mod balloon;
+mod balloon_pages;
 pub mod block;
 pub mod device;
 pub mod interrupt;
