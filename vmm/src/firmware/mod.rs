@@ -16,6 +16,8 @@ pub mod mp_table;
 
 use std::ops::Range;
 
+use cistern_memory::Memory;
+
 /// The end of base memory, as on a PC: guests look for the MP floating pointer in its last kilobyte.
 pub const BASE_MEMORY_TAIL: Range<u64> = 0x9_fc00..0xa_0000;
 /// Where the ACPI tables lie.
@@ -32,6 +34,26 @@ const IO_APIC_PINS: u8 = 24;
 
 /// Most CPUs the tables can name: APIC ids are bytes, 0xff means all CPUs, and the I/O APIC has an id of its own.
 pub const CPUS_MAX: u8 = 254;
+
+/// Why the tables could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum FirmwareError {
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// The MP table.
+    #[error(transparent)]
+    MpTable(#[from] mp_table::MpTableError),
+}
+
+/// Writes all tables and returns the address of the RSDP.
+///
+/// # Errors
+/// [`FirmwareError`].
+pub fn write(memory: &Memory, platform: &Platform) -> Result<u64, FirmwareError> {
+    mp_table::write(memory, platform)?;
+    Ok(acpi::write(memory, platform)?)
+}
 
 /// The machine the tables describe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

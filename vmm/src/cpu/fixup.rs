@@ -1,0 +1,115 @@
+//! Instructions this VMM finishes itself.
+//!
+//! Where guest kernel code is interpreted (PVM), KVM's interpreter lacks a few instructions and `KVM_RUN` ends with
+//! `KVM_EXIT_INTERNAL_ERROR`, suberror `KVM_INTERNAL_ERROR_EMULATION`. Two of them are simple and common enough in Linux
+//! to finish here; for any other the message prints where and what.
+
+use std::fmt::Write;
+
+use cistern_memory::Memory;
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+/// `KVM_INTERNAL_ERROR_EMULATION`: KVM could not interpret an instruction.
+const SUBERROR_EMULATION: u32 = 1;
+/// Longest x86 instruction.
+const INSTRUCTION_BYTES: usize = 15;
+const BREAKPOINT_VECTOR: u8 = 3;
+
+/// What to do about an instruction KVM could not interpret.
+#[derive(Debug, PartialEq, Eq)]
+enum Completion {
+    /// Step over it: it has no effect that matters.
+    Skip { bytes: u64 },
+    /// Step over it and raise this exception.
+    Trap { bytes: u64, vector: u8 },
+}
+
+/// INT3 (0xCC) traps to the breakpoint handler; FWAIT (0x9B) waits for an FPU that is never busy.
+fn completion(instruction: &[u8]) -> Option<Completion> {
+    match instruction.first()? {
+        0xcc => Some(Completion::Trap { bytes: 1, vector: BREAKPOINT_VECTOR }),
+        0x9b => Some(Completion::Skip { bytes: 1 }),
+        _ => None,
+    }
+}
+
+/// Finishes the instruction that ended `KVM_RUN` with an internal error, if it is one of the known ones.
+///
+/// # Errors
+/// A description of the crash, for the user: nothing can be done.
+pub fn finish(vcpu: &mut VcpuFd, memory: &Memory) -> Result<(), String> {
+    // SAFETY: called after KVM_EXIT_INTERNAL_ERROR, for which the kernel fills this member of the union.
+    let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    if suberror != SUBERROR_EMULATION {
+        return Err(format!("KVM internal error, suberror {suberror}"));
+    }
+    let unreadable = |cause| format!("KVM could not interpret an instruction, and its registers: {cause}");
+    let mut regs = vcpu.get_regs().map_err(unreadable)?;
+    let rip = regs.rip;
+    let instruction = instruction_at(vcpu, memory, rip);
+    let failed = |cause| format!("KVM could not finish an instruction at rip {rip:#x}: {cause}");
+    match completion(&instruction) {
+        Some(Completion::Skip { bytes }) => {
+            regs.rip = rip.wrapping_add(bytes);
+            vcpu.set_regs(&regs).map_err(failed)
+        }
+        Some(Completion::Trap { bytes, vector }) => {
+            regs.rip = rip.wrapping_add(bytes);
+            vcpu.set_regs(&regs).map_err(failed)?;
+            let mut events = vcpu.get_vcpu_events().map_err(failed)?;
+            events.exception.injected = 1;
+            events.exception.nr = vector;
+            events.exception.has_error_code = 0;
+            vcpu.set_vcpu_events(&events).map_err(failed)
+        }
+        None => {
+            let mut text = format!("KVM cannot interpret the instruction at rip {rip:#x}:");
+            for byte in &instruction {
+                // Writing to a String cannot fail.
+                let _ = write!(text, " {byte:02x}");
+            }
+            if instruction.is_empty() {
+                text.push_str(" (unreadable)");
+            }
+            Err(text)
+        }
+    }
+}
+
+/// The bytes at `rip`, as many as are mapped and in RAM.
+fn instruction_at(vcpu: &VcpuFd, memory: &Memory, rip: u64) -> Vec<u8> {
+    let mut instruction = Vec::with_capacity(INSTRUCTION_BYTES);
+    for offset in 0..INSTRUCTION_BYTES as u64 {
+        let Ok(translation) = vcpu.translate_gva(rip.wrapping_add(offset)) else { break };
+        if translation.valid == 0 {
+            break;
+        }
+        let Ok(byte) = memory.read_obj::<u8>(GuestAddress(translation.physical_address)) else { break };
+        instruction.push(byte);
+    }
+    instruction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn int3_traps_behind_itself() {
+        assert_eq!(completion(&[0xcc, 0x90]), Some(Completion::Trap { bytes: 1, vector: 3 }));
+    }
+
+    #[test]
+    fn fwait_is_stepped_over() {
+        assert_eq!(completion(&[0x9b]), Some(Completion::Skip { bytes: 1 }));
+    }
+
+    #[test]
+    fn nothing_else_is_finished_here() {
+        for first in (0..=255u8).filter(|byte| ![0xcc, 0x9b].contains(byte)) {
+            assert_eq!(completion(&[first, 0xcc]), None);
+        }
+        assert_eq!(completion(&[]), None);
+    }
+}
