@@ -1,3 +1,4 @@
 //! Hypervisor.
 
 pub mod firmware;
+pub mod terminal;
