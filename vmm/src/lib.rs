@@ -9,7 +9,6 @@ pub mod device_set;
 pub mod firmware;
 pub mod guests;
 pub mod host;
-pub mod keyboard;
 pub mod layout;
 pub mod machine;
 pub mod options;

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use crate::firmware::{self, FirmwareError, Platform, VirtioSlot};
 use crate::host::{Host, HostError};
 use crate::layout;
 use crate::size::Size;
+use crate::terminal::ConsoleOutput;
 use crate::verdict::Verdict;
 use crate::vm::{Vm, VmError};
 
@@ -212,7 +214,10 @@ fn new_eventfd() -> io::Result<EventFd> {
 /// What the serial port writes to.
 fn open_console(target: &ConsoleTarget) -> Result<serial::Output, MachineError> {
     Ok(match target {
-        ConsoleTarget::Stdio => Box::new(io::stdout()),
+        ConsoleTarget::Stdio => {
+            let stdout = io::stdout().as_fd().try_clone_to_owned();
+            Box::new(ConsoleOutput::new(stdout.map_err(|cause| MachineError::System { what: "stdout", cause })?))
+        }
         ConsoleTarget::None => Box::new(io::sink()),
         ConsoleTarget::File(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);

@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::panic;
 use std::process::{self, ExitCode};
 
@@ -11,14 +12,13 @@ use anyhow::{Context, anyhow};
 use cistern::config::ConsoleTarget;
 use cistern::guests;
 use cistern::host::{Host, Virtualization, host_memory_bytes};
-use cistern::keyboard::Keyboard;
 use cistern::machine::Machine;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
 use cistern::signals::Signals;
 use cistern::size::Size;
 use cistern::supervisor::Controls;
-use cistern::terminal;
+use cistern::terminal::{self, ConsoleInput};
 use cistern_memory::UserfaultSupport;
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -90,11 +90,11 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     let machine = Machine::build(&config)?;
     let serial = machine.serial().clone();
     terminal_safety();
-    let keyboard = match config.console {
-        ConsoleTarget::Stdio => Some(Keyboard::open().context("terminal")?),
+    let input = match config.console {
+        ConsoleTarget::Stdio => Some(ConsoleInput::new(io::stdin().as_fd().try_clone_to_owned().context("stdin")?)?),
         _ => None,
     };
-    let outcome = machine.run(Controls { signals: Some(signals), keyboard, timeout: config.timeout });
+    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout });
     terminal::restore();
     if let Some(failure) = serial.take_output_failure() {
         complain(&format!("console: {} bytes of output lost: {}", failure.lost_bytes, failure.cause));

@@ -13,10 +13,10 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::cpu::vcpu::{self, RunningVcpu};
 use crate::device_loop::DeviceLoop;
-use crate::keyboard::Keyboard;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::signals::Signals;
+use crate::terminal::{ConsoleInput, Watch};
 use crate::verdict::{RunError, Verdict};
 
 /// How long a guest has to switch itself off after the power button was pressed.
@@ -27,8 +27,8 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub struct Controls {
     /// SIGTERM and the like press the power button, a second one stops.
     pub signals: Option<Signals>,
-    /// The user's keyboard on the serial console.
-    pub keyboard: Option<Keyboard>,
+    /// What is typed on the serial console.
+    pub input: Option<ConsoleInput>,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
 }
@@ -51,6 +51,7 @@ impl Machine {
             timeout: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
             controls,
             stop_asked: false,
+            input_watched: false,
         };
         let devices = DeviceLoop::start(self.virtio, Arc::clone(&self.verdict))?;
         let mut running = Vec::with_capacity(self.vcpus.len());
@@ -82,6 +83,7 @@ struct Supervisor {
     timeout: TimerFd,
     controls: Controls,
     stop_asked: bool,
+    input_watched: bool,
 }
 
 impl Supervisor {
@@ -121,18 +123,19 @@ impl Supervisor {
         }
     }
 
-    /// Takes keys from the terminal and gives them to the guest, as many as it takes.
-    fn type_keys(&mut self, ops: &mut EventOps) {
-        let Some(keyboard) = &mut self.controls.keyboard else { return };
-        let serial = &self.serial;
-        let state = keyboard.transfer(|bytes| serial.enqueue(bytes));
-        if state.quit {
+    /// Gives the guest what was typed, as much as it takes, and watches for more as long as there may be more.
+    fn transfer_input(&mut self, ops: &mut EventOps) {
+        let Some(input) = &mut self.controls.input else { return };
+        let watch = input.pump(&self.serial);
+        if watch == Watch::Quit {
             self.verdict.reach(Ok(Outcome::Stopped));
         }
-        if let Some(watch) = state.watch_change {
-            let events = Events::new_raw(keyboard.fd(), EventSet::IN);
-            // A descriptor epoll refuses (a plain file) is always readable: nothing to watch.
-            let _ = if watch { ops.add(events) } else { ops.remove(events) };
+        let wanted = watch == Watch::Input;
+        if wanted != self.input_watched {
+            let events = Events::new(&input.fd(), EventSet::IN);
+            // What epoll refuses to watch, `pump` never wants watched.
+            let done = if wanted { ops.add(events) } else { ops.remove(events) };
+            self.input_watched = if done.is_ok() { wanted } else { self.input_watched };
         }
     }
 }
@@ -150,7 +153,7 @@ impl MutEventSubscriber for Supervisor {
         if let Some(signals) = &self.controls.signals {
             watch(signals.as_raw_fd());
         }
-        self.type_keys(ops);
+        self.transfer_input(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -162,13 +165,13 @@ impl MutEventSubscriber for Supervisor {
         } else if fd == self.serial_input_space.as_raw_fd() {
             // Only its readiness matters; reading clears it.
             let _ = self.serial_input_space.read();
-            self.type_keys(ops);
+            self.transfer_input(ops);
         } else if self.controls.signals.as_ref().is_some_and(|signals| signals.as_raw_fd() == fd) {
             if self.controls.signals.as_ref().is_some_and(Signals::take) {
                 self.ask_to_stop();
             }
         } else if fd != self.verdict.event().as_raw_fd() {
-            self.type_keys(ops);
+            self.transfer_input(ops);
         }
     }
 }
