@@ -3,7 +3,6 @@
 //! The device gives pages back to the host as the guest names them. What it should ask of the guest is set from outside
 //! through [`BalloonHandle`], the device's implementation of [`cistern_memory::Balloon`].
 
-use std::io::Read;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cistern_memory::{BalloonStatistics, GuestRam, PAGE_SIZE, RamError, RamRegion};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
-use vm_memory::{Le16, Le64};
+use vm_memory::{ByteValued, Le16, Le64};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon_pages::PageSet;
-use super::device::{DeviceError, Driver, VirtioDevice};
+use super::device::{DeviceError, Driver, VirtioDevice, copy_config};
 use super::queue::{Chain, QueueError};
+use super::scatter::{Buffers, Scatter};
 
 /// Feature bit: the driver reports statistics.
 pub const VIRTIO_BALLOON_F_STATS_VQ: u32 = 1;
@@ -32,8 +32,6 @@ const QUEUE_SIZES: [u16; 5] = [128; 5];
 
 /// Page numbers in one chain: a list of 64 KiB that names 64 MiB. Linux sends 256, FreeBSD 1024.
 const MAX_PAGES_PER_CHAIN: usize = 16384;
-/// Chains handled before the other devices get their turn. Drivers send one and wait for it.
-const CHAINS_PER_EVENT: usize = 64;
 /// Statistics read from one buffer; the specification knows 10 kinds, newer drivers send 16.
 const MAX_STATISTICS: usize = 64;
 
@@ -121,8 +119,6 @@ pub struct Balloon {
     announced_target_bytes: u64,
     /// The statistics buffer: the driver gives it filled and gets it back when the next statistics are wanted.
     statistics_head: Option<u16>,
-    /// Queues with chains left over from the last event, a bit each.
-    unfinished_queues: u32,
 }
 
 impl Balloon {
@@ -148,7 +144,6 @@ impl Balloon {
             pages: PageSet::default(),
             announced_target_bytes: 0,
             statistics_head: None,
-            unfinished_queues: 0,
         })
     }
 
@@ -170,65 +165,29 @@ impl Balloon {
         }
     }
 
-    /// Handles the chains of one queue, at most [`CHAINS_PER_EVENT`] of them: a guest that adds them as fast as they are
-    /// taken must not keep the thread. What is left over is taken up after a wake-up of our own.
-    fn drain(&mut self, index: usize, driver: &mut Driver) -> Result<(), DeviceError> {
-        let Some(role) = Self::role(index, driver) else { return Ok(()) };
-        let ram = driver.ram.clone();
-        let (mut drained, mut used) = (false, false);
-        for _ in 0..CHAINS_PER_EVENT {
-            let Some(queue) = driver.queues.get_mut(index) else { return Ok(()) };
-            let Some(chain) = queue.pop(ram.memory())? else {
-                if queue.enable_kicks(ram.memory())? {
-                    continue;
-                }
-                drained = true;
-                break;
-            };
-            let head = chain.head_index();
-            match role {
-                Role::Inflate => self.inflate(chain, &ram)?,
-                Role::Deflate => self.deflate(chain, &ram)?,
-                Role::Reporting => self.take_reported(chain, &ram)?,
-                Role::Statistics => {
-                    self.read_statistics(chain, &ram)?;
-                    // A driver has one such buffer. Should there be more, only the last is kept.
-                    let Some(previous) = self.statistics_head.replace(head) else { continue };
-                    queue.add_used(ram.memory(), previous, 0)?;
-                    used = true;
-                    continue;
-                }
+    /// Serves one chain and names the chain to return: this one, or for statistics the one it replaces.
+    fn serve(&mut self, role: Role, chain: Chain<'_>, ram: &GuestRam) -> Result<Option<u16>, DeviceError> {
+        let head = chain.head_index();
+        let readable = |chain| Buffers::gather(ram.memory(), chain).map(|buffers| buffers.readable);
+        match role {
+            Role::Inflate => for_each_run(readable(chain)?, ram, |frames| {
+                self.pages.insert(frames.clone());
+                self.discard(ram, frames.start * PAGE_SIZE..frames.end * PAGE_SIZE).map(|_| ())
+            })?,
+            // The memory itself comes back on first touch.
+            Role::Deflate => for_each_run(readable(chain)?, ram, |frames| {
+                self.pages.remove(frames);
+                Ok(())
+            })?,
+            Role::Reporting => self.take_reported(chain, ram)?,
+            Role::Statistics => {
+                self.read_statistics(readable(chain)?);
+                // A driver has one such buffer. Should there be more, only the last is kept.
+                return Ok(self.statistics_head.replace(head));
             }
-            queue.add_used(ram.memory(), head, 0)?;
-            used = true;
         }
-        if !drained {
-            self.unfinished_queues |= 1 << index;
-            self.handle.wake();
-        }
-        if used && let Some(queue) = driver.queues.get_mut(index) {
-            queue.notify(ram.memory(), &driver.interrupt)?;
-        }
-        Ok(())
-    }
-
-    fn inflate(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
-        for_each_run(chain, ram, |frames| {
-            self.pages.insert(frames.clone());
-            self.discard(ram, frames.start * PAGE_SIZE..frames.end * PAGE_SIZE)
-        })?;
         self.publish_inflated();
-        Ok(())
-    }
-
-    fn deflate(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
-        // The memory itself comes back on first touch.
-        for_each_run(chain, ram, |frames| {
-            self.pages.remove(frames);
-            Ok(())
-        })?;
-        self.publish_inflated();
-        Ok(())
+        Ok(Some(head))
     }
 
     fn publish_inflated(&self) {
@@ -238,7 +197,13 @@ impl Balloon {
     /// The buffers of the chain are the free pages themselves; the guest takes none of them into use before the chain is
     /// returned.
     fn take_reported(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
-        for buffer in chain.writable() {
+        // The iterator ends in silence where a chain is malformed; a chain is whole when its last descriptor says so.
+        let mut whole = false;
+        for buffer in chain {
+            whole = !buffer.has_next();
+            if !buffer.is_write_only() {
+                continue;
+            }
             let start = buffer.addr().0;
             let end = start
                 .checked_add(buffer.len().into())
@@ -253,7 +218,7 @@ impl Balloon {
                 self.handle.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
             }
         }
-        Ok(())
+        if whole { Ok(()) } else { Err(QueueError::ChainBroken.into()) }
     }
 
     /// Gives a range back to the host. A kernel that refuses costs the host memory and the guest nothing: counted, and on
@@ -271,12 +236,14 @@ impl Balloon {
     }
 
     /// A list of (tag, value) pairs; unknown tags are skipped.
-    fn read_statistics(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
-        let mut reader = chain.reader::<()>(ram.memory()).map_err(QueueError::from)?;
+    fn read_statistics(&mut self, mut list: Scatter<'_>) {
         let mut statistics = BalloonStatistics::default();
+        let mut entry = Statistic::default();
         for _ in 0..MAX_STATISTICS {
-            let (Ok(tag), Ok(value)) = (reader.read_obj::<Le16>(), reader.read_obj::<Le64>()) else { break };
-            let field = match tag.to_native() {
+            if list.read(entry.as_mut_slice()) < size_of::<Statistic>() {
+                break;
+            }
+            let field = match entry.tag.to_native() {
                 0 => &mut statistics.swap_in_bytes,
                 1 => &mut statistics.swap_out_bytes,
                 2 => &mut statistics.major_faults,
@@ -289,10 +256,9 @@ impl Balloon {
                 9 => &mut statistics.hugetlb_failures,
                 _ => continue,
             };
-            *field = Some(value.to_native());
+            *field = Some(entry.value.to_native());
         }
         self.handle.set_statistics(Some(statistics));
-        Ok(())
     }
 
     /// Asks for statistics by returning the buffer. A driver that still has it is already at work on the answer.
@@ -310,15 +276,6 @@ impl Balloon {
             self.announced_target_bytes = target;
             driver.interrupt.signal_config();
         }
-    }
-
-    /// The configuration space: `num_pages` and `actual`.
-    fn config(&self) -> [u8; 8] {
-        let pages = self.handle.target_bytes.load(Ordering::Relaxed) / PAGE_SIZE;
-        let mut config = [0; 8];
-        config[..4].copy_from_slice(&u32::try_from(pages).unwrap_or(u32::MAX).to_le_bytes());
-        config[4..].copy_from_slice(&self.actual_pages);
-        config
     }
 }
 
@@ -342,11 +299,12 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or(&[]);
-        for (byte, value) in data.iter_mut().zip(rest) {
-            *byte = *value;
-        }
+        // `num_pages` and `actual`.
+        let pages = self.handle.target_bytes.load(Ordering::Relaxed) / PAGE_SIZE;
+        let mut config = [0; 8];
+        config[..4].copy_from_slice(&u32::try_from(pages).unwrap_or(u32::MAX).to_le_bytes());
+        config[4..].copy_from_slice(&self.actual_pages);
+        copy_config(&config, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -363,13 +321,24 @@ impl VirtioDevice for Balloon {
     fn activate(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         let end = driver.ram.regions().iter().map(end_of).max().unwrap_or(0);
         self.pages = PageSet::new(end / PAGE_SIZE);
-        self.announce_target(driver);
-        // Linux puts its first statistics buffer into the queue before it says DRIVER_OK.
-        (0..QUEUE_SIZES.len()).try_for_each(|queue| self.drain(queue, driver))
+        Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, driver: &mut Driver) -> Result<(), DeviceError> {
-        self.drain(queue, driver)
+        let Some(role) = Self::role(queue, driver) else { return Ok(()) };
+        let ram = Arc::clone(&driver.ram);
+        let Some(ring) = driver.queues.get_mut(queue) else { return Ok(()) };
+        loop {
+            while let Some(chain) = ring.pop(ram.memory())? {
+                if let Some(head) = self.serve(role, chain, &ram)? {
+                    ring.add_used(ram.memory(), head, 0)?;
+                }
+            }
+            ring.notify(ram.memory(), &driver.interrupt)?;
+            if !ring.enable_kicks(ram.memory())? {
+                return Ok(());
+            }
+        }
     }
 
     fn host_fd(&self) -> Option<RawFd> {
@@ -384,10 +353,7 @@ impl VirtioDevice for Balloon {
         if self.handle.statistics_wanted.swap(false, Ordering::Relaxed) {
             self.return_statistics_buffer(driver)?;
         }
-        let unfinished = std::mem::take(&mut self.unfinished_queues);
-        (0..QUEUE_SIZES.len())
-            .filter(|queue| unfinished & (1 << queue) != 0)
-            .try_for_each(|queue| self.drain(queue, driver))
+        Ok(())
     }
 
     /// The guest's side starts anew: it has no pages in the balloon and has said nothing. What is asked of it stands.
@@ -396,27 +362,36 @@ impl VirtioDevice for Balloon {
         self.pages = PageSet::default();
         self.announced_target_bytes = 0;
         self.statistics_head = None;
-        self.unfinished_queues = 0;
         self.handle.set_statistics(None);
         self.publish_inflated();
     }
 }
 
-/// Reads a chain's list of page numbers and calls `each` for every run of adjacent ones, ascending, none across the end of
-/// a RAM region. Drivers list pages in any order; the fewer runs, the fewer system calls.
-fn for_each_run<T>(
-    chain: Chain<'_>,
+/// One entry of the statistics buffer, as it lies there.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, packed)]
+struct Statistic {
+    tag: Le16,
+    value: Le64,
+}
+
+// SAFETY: plain integers without padding, valid for any bytes.
+unsafe impl ByteValued for Statistic {}
+
+/// Reads a list of page numbers and calls `each` for every run of adjacent ones, ascending, none across the end of a RAM
+/// region. Drivers list pages in any order; the fewer runs, the fewer system calls.
+fn for_each_run(
+    mut list: Scatter<'_>,
     ram: &GuestRam,
-    mut each: impl FnMut(Range<u64>) -> Result<T, DeviceError>,
+    mut each: impl FnMut(Range<u64>) -> Result<(), DeviceError>,
 ) -> Result<(), DeviceError> {
-    let mut reader = chain.reader::<()>(ram.memory()).map_err(QueueError::from)?;
-    let bytes = reader.available_bytes();
-    if !bytes.is_multiple_of(size_of::<u32>()) || bytes > MAX_PAGES_PER_CHAIN * size_of::<u32>() {
+    if !list.len().is_multiple_of(size_of::<u32>()) || list.len() > MAX_PAGES_PER_CHAIN * size_of::<u32>() {
         return Err(DeviceError::Request("odd or overlong list of page numbers"));
     }
-    let mut list = vec![0; bytes];
-    reader.read_exact(&mut list).map_err(|_| DeviceError::Request("list of page numbers cannot be read"))?;
-    let (numbers, _) = list.as_chunks();
+    // Copied first: the list may lie in the very pages it names.
+    let mut bytes = vec![0; list.len()];
+    list.read(&mut bytes);
+    let (numbers, _) = bytes.as_chunks();
     let mut frames: Vec<u64> = numbers.iter().map(|&number| u32::from_le_bytes(number).into()).collect();
     frames.sort_unstable();
 

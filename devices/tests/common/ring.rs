@@ -1,16 +1,20 @@
-//! The driver's side of a split virtqueue in guest memory, written from the specification (virtio 1.2, section 2.7).
+//! The driver's side in guest memory: split virtqueues (virtio 1.2, section 2.7) and the virtio-mmio registers, with a
+//! real event loop between them and the device.
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cistern_devices::virtio::device::{DeviceError, Driver, VirtioDevice};
-use cistern_devices::virtio::interrupt::Interrupt;
-use cistern_devices::virtio::queue::VirtQueue;
+use cistern_devices::virtio::device::VirtioDevice;
+use cistern_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cistern_memory::GuestRam;
-use virtio_queue::{Queue, QueueT};
+use event_manager::{EventManager, SubscriberOps};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK,
+};
+use virtio_bindings::virtio_mmio as reg;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -70,17 +74,6 @@ impl Ring {
         self.base + 0x2000
     }
 
-    /// The device's side.
-    pub fn queue(&self) -> VirtQueue {
-        let mut queue = Queue::new(self.size).unwrap();
-        queue.set_size(self.size);
-        queue.set_desc_table_address(Some(self.descriptor_table() as u32), Some(0));
-        queue.set_avail_ring_address(Some(self.available_ring() as u32), Some(0));
-        queue.set_used_ring_address(Some(self.used_ring() as u32), Some(0));
-        queue.set_ready(true);
-        VirtQueue::new(queue)
-    }
-
     /// Makes a chain available and returns its head, `None` when the ring is full.
     pub fn try_add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         if self.free.len() < buffers.len() {
@@ -128,65 +121,109 @@ impl Ring {
     }
 }
 
-/// A device with a driver that plays by hand.
-pub struct Guest<D> {
-    pub device: D,
-    pub driver: Driver,
+/// A device behind its transport, in an event loop that runs when told, and the driver's side of it.
+pub struct Guest {
+    pub transport: Arc<MmioTransport>,
     pub rings: Vec<Ring>,
     pub ram: Arc<GuestRam>,
-    pub line: EventFd,
+    events: EventManager<Arc<MmioTransport>>,
+    features: u64,
 }
 
-impl<D: VirtioDevice> Guest<D> {
-    /// Rings from guest address `rings_at` on; the device is not active yet.
-    pub fn new(device: D, ram: Arc<GuestRam>, rings_at: u64, features: u64) -> Self {
-        let rings: Vec<Ring> = (rings_at..)
+impl Guest {
+    /// Rings from guest address `rings_at` on; the driver is not active yet.
+    pub fn new(device: impl VirtioDevice + 'static, ram: Arc<GuestRam>, rings_at: u64, features: u64) -> Self {
+        let rings = (rings_at..)
             .step_by(RING_BYTES as usize)
             .zip(device.queue_sizes())
             .map(|(base, &size)| Ring::new(&ram, base, size))
             .collect();
-        let line = EventFd::new(EFD_NONBLOCK).unwrap();
-        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
-        let queues = rings.iter().map(Ring::queue).collect();
-        let driver = Driver { features, queues, ram: ram.clone(), interrupt };
-        Self { device, driver, rings, ram, line }
+        let transport = Arc::new(MmioTransport::new(Box::new(device), ram.clone(), Box::new(|_| ())).unwrap());
+        let mut events = EventManager::new().unwrap();
+        events.add_subscriber(transport.clone());
+        Self { transport, rings, ram, events, features }
     }
 
-    pub fn activate(&mut self) -> Result<(), DeviceError> {
-        self.device.activate(&mut self.driver)
+    /// Goes through the driver's initialisation (virtio 1.2, section 3.1.1) to DRIVER_OK.
+    pub fn activate(&mut self) {
+        for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+            self.write_register(reg::VIRTIO_MMIO_STATUS, status);
+        }
+        for (select, half) in [(0, self.features as u32), (1, (self.features >> 32) as u32 | 1)] {
+            self.write_register(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
+            self.write_register(reg::VIRTIO_MMIO_DRIVER_FEATURES, half);
+        }
+        self.write_register(reg::VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        for (index, ring) in (0..).zip(&self.rings) {
+            for (register, value) in [
+                (reg::VIRTIO_MMIO_QUEUE_SEL, index),
+                (reg::VIRTIO_MMIO_QUEUE_NUM, ring.size.into()),
+                (reg::VIRTIO_MMIO_QUEUE_DESC_LOW, ring.descriptor_table() as u32),
+                (reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, ring.available_ring() as u32),
+                (reg::VIRTIO_MMIO_QUEUE_USED_LOW, ring.used_ring() as u32),
+                (reg::VIRTIO_MMIO_QUEUE_READY, 1),
+            ] {
+                self.write_register(register, value);
+            }
+        }
+        self.write_register(reg::VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        let mut status = [0; 4];
+        self.transport.read(reg::VIRTIO_MMIO_STATUS.into(), &mut status);
+        assert_eq!(u32::from_le_bytes(status), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        self.run();
     }
 
-    pub fn kick(&mut self, queue: usize) -> Result<(), DeviceError> {
-        self.device.queue_event(queue, &mut self.driver)
+    /// Runs the event loop until nothing is left to do.
+    pub fn run(&mut self) {
+        while self.events.run_with_timeout(0).unwrap() > 0 {}
     }
 
-    /// Makes one chain available and kicks.
-    pub fn give(&mut self, queue: usize, buffers: &[Buffer]) -> Result<u16, DeviceError> {
+    /// Runs the event loop once, waiting for something to do. False when nothing came.
+    pub fn wait(&mut self) -> bool {
+        self.events.run_with_timeout(10_000).unwrap() > 0
+    }
+
+    /// The driver's notification, without running the event loop.
+    pub fn kick(&self, queue: usize) {
+        self.write_register(QUEUE_NOTIFY_OFFSET as u32, queue as u32);
+    }
+
+    /// Makes one chain available and has it served.
+    pub fn give(&mut self, queue: usize, buffers: &[Buffer]) -> u16 {
         let head = self.rings[queue].add(buffers);
-        self.kick(queue).map(|()| head)
+        self.kick(queue);
+        self.run();
+        head
     }
 
-    pub fn host_event(&mut self) -> Result<(), DeviceError> {
-        self.device.host_event(Some(&mut self.driver))
+    pub fn is_broken(&self) -> bool {
+        self.transport.is_broken()
     }
 
-    /// Resets the device and sets the rings up anew.
+    /// The driver resets the device; the rings start anew.
     pub fn reset(&mut self) {
-        self.device.reset();
+        self.write_register(reg::VIRTIO_MMIO_STATUS, 0);
         for ring in &mut self.rings {
             let zeroes = [0_u8; RING_BYTES as usize];
             self.ram.memory().write_slice(&zeroes, GuestAddress(ring.base)).unwrap();
             *ring = Ring::new(&self.ram, ring.base, ring.size);
         }
-        self.driver.queues = self.rings.iter().map(Ring::queue).collect();
     }
 
-    /// Takes the interrupt line down and tells what was up.
+    /// Reads and acknowledges the interrupt status.
     pub fn take_interrupt(&mut self) -> u32 {
-        let _ = self.line.read();
-        let status = self.driver.interrupt.status();
-        self.driver.interrupt.acknowledge(status);
-        status
+        let mut status = [0; 4];
+        self.transport.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS.into(), &mut status);
+        self.write_register(reg::VIRTIO_MMIO_INTERRUPT_ACK, u32::from_le_bytes(status));
+        u32::from_le_bytes(status)
+    }
+
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.transport.read(u64::from(reg::VIRTIO_MMIO_CONFIG) + offset, data);
+    }
+
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        self.transport.write(u64::from(reg::VIRTIO_MMIO_CONFIG) + offset, data);
     }
 
     pub fn write(&self, address: u64, bytes: &[u8]) {
@@ -197,5 +234,9 @@ impl<D: VirtioDevice> Guest<D> {
         let mut data = vec![0; bytes];
         self.ram.memory().read_slice(&mut data, GuestAddress(address)).unwrap();
         data
+    }
+
+    fn write_register(&self, register: u32, value: u32) {
+        self.transport.write(register.into(), &value.to_le_bytes());
     }
 }
