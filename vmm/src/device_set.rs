@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cistern_devices::virtio::balloon::Balloon as BalloonDevice;
 use cistern_devices::virtio::block::{Block, BlockError};
 use cistern_devices::virtio::device::{DeviceError, VirtioDevice};
+use cistern_devices::virtio::net::{Net, NetError};
 use cistern_devices::virtio::rng::Rng;
 use cistern_memory::Balloon;
 
@@ -17,6 +18,9 @@ pub enum DeviceSetError {
     /// A disk.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A network interface.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The balloon.
     #[error(transparent)]
     Balloon(#[from] DeviceError),
@@ -45,6 +49,9 @@ impl DeviceSet {
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for disk in &config.disks {
             virtio.push(Box::new(Block::open(&disk.path, disk.read_only)?));
+        }
+        for net in &config.nets {
+            virtio.push(Box::new(Net::open(&net.tap, net.mac)?));
         }
         if config.rng {
             virtio.push(Box::new(Rng));
