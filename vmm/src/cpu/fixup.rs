@@ -93,7 +93,14 @@ fn instruction_at(vcpu: &VcpuFd, memory: &Memory, rip: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use cistern_memory::GuestRam;
+    use kvm_bindings::kvm_sregs;
+    use kvm_ioctls::VcpuExit;
+
     use super::*;
+    use crate::cpu::registers::{Entry, set_up_common, set_up_entry};
+    use crate::host::Host;
+    use crate::vm::Vm;
 
     #[test]
     fn int3_traps_behind_itself() {
@@ -111,5 +118,59 @@ mod tests {
             assert_eq!(completion(&[first, 0xcc]), None);
         }
         assert_eq!(completion(&[]), None);
+    }
+
+    const CODE: u64 = 0x10_0000;
+    const BREAKPOINT_HANDLER: u64 = 0x10_1000;
+    const IDT: u64 = 0x2000;
+
+    /// Runs `code` in kernel mode of a real VM until its first `out`, and returns what it put out.
+    fn run(code: &[u8]) -> Result<Vec<u8>, String> {
+        let host = Host::open().expect("KVM");
+        let ram = GuestRam::new(&[0..16 << 20]).expect("RAM");
+        let vm = Vm::new(&host, ram.clone()).expect("VM");
+        let mut vcpu = vm.create_vcpu(0).expect("vCPU");
+        let memory = ram.memory();
+        memory.write_slice(code, GuestAddress(CODE)).expect("code");
+        // pop rax; out 0xf4, eax: the address the exception would return to.
+        memory.write_slice(&[0x58, 0xe7, 0xf4], GuestAddress(BREAKPOINT_HANDLER)).expect("handler");
+        let gate = (BREAKPOINT_HANDLER & 0xffff) | 0x10 << 16 | 0x8e00 << 32 | (BREAKPOINT_HANDLER >> 16) << 48;
+        memory.write_obj(gate, GuestAddress(IDT + 16 * u64::from(BREAKPOINT_VECTOR))).expect("IDT");
+        memory.write_obj(0u64, GuestAddress(IDT + 16 * u64::from(BREAKPOINT_VECTOR) + 8)).expect("IDT");
+
+        set_up_common(&vcpu, 0).expect("registers");
+        set_up_entry(&vcpu, memory, Entry::Linux64 { address: CODE }).expect("registers");
+        let mut sregs: kvm_sregs = vcpu.get_sregs().expect("registers");
+        sregs.idt.base = IDT;
+        sregs.idt.limit = 0xfff;
+        vcpu.set_sregs(&sregs).expect("registers");
+        loop {
+            match vcpu.run().expect("KVM_RUN") {
+                VcpuExit::IoOut(0xf4, data) => return Ok(data.to_vec()),
+                VcpuExit::InternalError => finish(&mut vcpu, memory)?,
+                exit => panic!("unexpected exit {exit:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_guests_breakpoint_reaches_its_handler() {
+        // int3; out 0xf4, al
+        assert_eq!(run(&[0xcc, 0xe6, 0xf4]), Ok((CODE as u32 + 1).to_le_bytes().to_vec()));
+    }
+
+    #[test]
+    fn a_guests_fwait_does_nothing() {
+        // fwait; mov al, 0x77; out 0xf4, al
+        assert_eq!(run(&[0x9b, 0xb0, 0x77, 0xe6, 0xf4]), Ok(vec![0x77]));
+    }
+
+    #[test]
+    fn an_instruction_nobody_can_finish_is_named() {
+        // popcnt eax, eax; mov al, 0x66; out 0xf4, al: native on ordinary hosts, unknown to an interpreting KVM.
+        match run(&[0xf3, 0x0f, 0xb8, 0xc0, 0xb0, 0x66, 0xe6, 0xf4]) {
+            Ok(output) => assert_eq!(output, [0x66]),
+            Err(text) => assert!(text.contains("at rip 0x100000: f3 0f b8 c0 b0 66"), "{text}"),
+        }
     }
 }
