@@ -15,7 +15,7 @@ use cistern::host::{Host, Virtualization, host_memory_bytes};
 use cistern::machine::Machine;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
-use cistern::signals::Signals;
+use cistern::signals::{Signals, restore_terminal_on_fatal_signals};
 use cistern::size::Size;
 use cistern::supervisor::Controls;
 use cistern::terminal::{self, ConsoleInput};
@@ -89,7 +89,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     let signals = Signals::block().context("signals")?;
     let machine = Machine::build(&config)?;
     let serial = machine.serial().clone();
-    terminal_safety();
+    terminal_safety().context("signals")?;
     let input = match config.console {
         ConsoleTarget::Stdio => Some(ConsoleInput::new(io::stdin().as_fd().try_clone_to_owned().context("stdin")?)?),
         _ => None,
@@ -111,7 +111,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
 }
 
 /// However the process ends, the terminal is left as it was found.
-fn terminal_safety() {
+fn terminal_safety() -> io::Result<()> {
     let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         terminal::restore();
@@ -119,6 +119,7 @@ fn terminal_safety() {
         // A thread is lost, and with it a part of the machine: there is no going on.
         process::exit(i32::from(STATUS_ERROR));
     }));
+    restore_terminal_on_fatal_signals()
 }
 
 fn guest(command: GuestCommand) -> anyhow::Result<u8> {

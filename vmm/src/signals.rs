@@ -5,6 +5,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::{mem, ptr};
 
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::terminal;
+
 /// Signals that ask the process to end.
 const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
@@ -44,6 +48,30 @@ impl Signals {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         (&self.descriptor).read(&mut info).is_ok_and(|bytes| bytes == info.len())
     }
+}
+
+/// Signals that end the process at once, because of a mistake of its own.
+const FATAL: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGILL, libc::SIGFPE];
+
+/// Lets the signals that end the process at once leave the terminal as it was found.
+///
+/// # Errors
+/// What the kernel said.
+pub fn restore_terminal_on_fatal_signals() -> io::Result<()> {
+    extern "C" fn restore_and_die(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        terminal::restore();
+        // SAFETY: both calls are async-signal-safe. The signal is blocked while its handler runs and is delivered, with
+        // the default action, when it returns.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+    for signal in FATAL {
+        register_signal_handler(signal, restore_and_die)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    }
+    Ok(())
 }
 
 impl AsRawFd for Signals {
