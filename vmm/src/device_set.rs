@@ -7,6 +7,7 @@ use cistern_devices::virtio::block::{Block, BlockError};
 use cistern_devices::virtio::device::{DeviceError, VirtioDevice};
 use cistern_devices::virtio::net::{Net, NetError};
 use cistern_devices::virtio::rng::Rng;
+use cistern_devices::virtio::vsock::{Vsock, VsockError};
 use cistern_memory::Balloon;
 
 use crate::config::{BalloonMode, MachineConfig};
@@ -21,6 +22,9 @@ pub enum DeviceSetError {
     /// A network interface.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// The virtual socket.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
     /// The balloon.
     #[error(transparent)]
     Balloon(#[from] DeviceError),
@@ -52,6 +56,9 @@ impl DeviceSet {
         }
         for net in &config.nets {
             virtio.push(Box::new(Net::open(&net.tap, net.mac)?));
+        }
+        if let Some(vsock) = &config.vsock {
+            virtio.push(Box::new(Vsock::new(vsock.cid, &vsock.uds)?));
         }
         if config.rng {
             virtio.push(Box::new(Rng));

@@ -17,6 +17,7 @@ pub mod signals;
 pub mod size;
 pub mod supervisor;
 pub mod terminal;
+pub mod timeline;
 pub mod verdict;
 pub mod vm;
 

@@ -31,6 +31,7 @@ use crate::host::{Host, HostError};
 use crate::layout;
 use crate::size::Size;
 use crate::terminal::ConsoleOutput;
+use crate::timeline::Timeline;
 use crate::verdict::Verdict;
 use crate::vm::{Vm, VmError};
 
@@ -111,8 +112,17 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; whatever was opened is closed again.
     pub fn build(config: &MachineConfig) -> Result<Self, MachineError> {
+        Self::build_timed(config, &Arc::default())
+    }
+
+    /// [`Machine::build`], with the time each step takes noted.
+    ///
+    /// # Errors
+    /// As for [`Machine::build`].
+    pub fn build_timed(config: &MachineConfig, timeline: &Arc<Timeline>) -> Result<Self, MachineError> {
         let system = |what| move |cause| MachineError::System { what, cause };
         let host = Host::open()?;
+        timeline.mark("open KVM");
         let ranges = layout::ram_ranges(config.memory.bytes);
         let bits = host.physical_address_bits;
         if ranges.last().is_some_and(|range| range.end > 1 << bits) {
@@ -120,8 +130,11 @@ impl Machine {
         }
         let output = open_console(&config.console)?;
         let devices = DeviceSet::open(config)?;
+        timeline.mark("open devices");
         let ram = GuestRam::new(&ranges)?;
+        timeline.mark("map RAM");
         let vm = Vm::new(&host, Arc::clone(&ram))?;
+        timeline.mark("create VM");
 
         let mut virtio = Vec::with_capacity(devices.virtio.len());
         let mut slots = Vec::with_capacity(devices.virtio.len());
@@ -159,8 +172,10 @@ impl Machine {
             virtio.clone(),
         ));
 
+        timeline.mark("connect devices");
         let platform = Platform { cpus: config.cpus, virtio: slots, has_serial: true, has_pvpanic: true };
         let entry = load_guest(config, &host, &ram, &platform)?;
+        timeline.mark("load guest");
         let supported = cpuid::supported(&host).map_err(VmError::new("KVM_GET_SUPPORTED_CPUID"))?;
         let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
         for id in 0..config.cpus {
@@ -171,8 +186,16 @@ impl Machine {
             if id == 0 {
                 registers::set_up_entry(&fd, ram.memory(), entry)?;
             }
-            vcpus.push(Vcpu { id, fd, bus: Arc::clone(&bus), ram: Arc::clone(&ram), verdict: Arc::clone(&verdict) });
+            vcpus.push(Vcpu {
+                id,
+                fd,
+                bus: Arc::clone(&bus),
+                ram: Arc::clone(&ram),
+                verdict: Arc::clone(&verdict),
+                timeline: (id == 0).then(|| Arc::clone(timeline)),
+            });
         }
+        timeline.mark("create vCPUs");
         Ok(Self { vcpus, virtio, serial, serial_input_space, verdict, power, balloon: devices.balloon, ram, _vm: vm })
     }
 

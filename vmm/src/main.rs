@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::panic;
 use std::process::{self, ExitCode};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use cistern::config::ConsoleTarget;
@@ -19,6 +20,7 @@ use cistern::signals::{Signals, restore_terminal_on_fatal_signals};
 use cistern::size::Size;
 use cistern::supervisor::Controls;
 use cistern::terminal::{self, ConsoleInput};
+use cistern::timeline::Timeline;
 use cistern_memory::UserfaultSupport;
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -73,6 +75,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn run_machine(run: Run) -> anyhow::Result<u8> {
+    let timeline = Arc::new(Timeline::default());
+    timeline.mark("start");
     let options = match &run.config {
         Some(path) => run.options.or(RunOptions::from_file(path)?),
         None => run.options,
@@ -86,8 +90,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         complain(&format!("warning: --memory {} is more than this host's {host}, which has no swap", config.memory));
     }
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.
+    timeline.mark("read options");
     let signals = Signals::block().context("signals")?;
-    let machine = Machine::build(&config)?;
+    let machine = Machine::build_timed(&config, &timeline)?;
     let serial = machine.serial().clone();
     terminal_safety().context("signals")?;
     let input = match config.console {
@@ -96,6 +101,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     };
     let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout });
     terminal::restore();
+    if run.boot_times {
+        let _ = writeln!(io::stderr(), "{}", timeline.to_json());
+    }
     if let Some(failure) = serial.take_output_failure() {
         complain(&format!("console: {} bytes of output lost: {}", failure.lost_bytes, failure.cause));
     }

@@ -13,6 +13,7 @@ use vmm_sys_util::signal::{Killable, register_signal_handler};
 use super::fixup;
 use crate::bus::Bus;
 use crate::outcome::Outcome;
+use crate::timeline::Timeline;
 use crate::verdict::{RunError, Verdict};
 
 /// `KVM_SYSTEM_EVENT_*` (kernel Documentation/virt/kvm/api.rst).
@@ -48,6 +49,8 @@ pub struct Vcpu {
     pub ram: Arc<GuestRam>,
     /// Where the end of the run is told.
     pub verdict: Arc<Verdict>,
+    /// Where its first entry into the guest is noted.
+    pub timeline: Option<Arc<Timeline>>,
 }
 
 /// A running virtual CPU.
@@ -67,6 +70,9 @@ impl Vcpu {
         let thread_stop = Arc::clone(&stop);
         let thread =
             thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_BYTES).spawn(move || {
+                if let Some(timeline) = self.timeline.take() {
+                    timeline.mark("start threads");
+                }
                 while !thread_stop.load(Ordering::SeqCst) {
                     if let Some(ending) = self.run_once() {
                         self.verdict.reach(ending);
