@@ -13,3 +13,4 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod scatter;
+pub mod vsock;
