@@ -1,1 +1,3 @@
-//! Tests.
+//! What the integration tests and benches of Cistern share.
+
+pub mod process;

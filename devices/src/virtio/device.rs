@@ -45,8 +45,15 @@ pub struct Driver {
 impl Driver {
     /// True when the feature bit with this number was agreed on.
     pub fn has_feature(&self, bit: u32) -> bool {
-        self.features & (1 << bit) != 0
+        self.features & (1u64 << bit) != 0
     }
+}
+
+/// Answers a read of configuration space from its content: what is past the end stays as it is in `data`.
+pub fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+    let bytes = rest.len().min(data.len());
+    data[..bytes].copy_from_slice(&rest[..bytes]);
 }
 
 /// A virtio device. All calls come from one thread at a time (the transport holds a lock); none may block for long
@@ -79,19 +86,21 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
-    /// The driver put buffers on queue number `queue`.
+    /// The driver put buffers on queue number `queue`, or the last event left some of them (see
+    /// [`VirtQueue::is_starved`]). Called once for each enabled queue after activation.
     ///
     /// # Errors
     /// See [`DeviceError`]: the device is broken from then on.
     fn queue_event(&mut self, queue: usize, driver: &mut Driver) -> Result<(), DeviceError>;
 
-    /// A host file descriptor to watch, edge-triggered, for reading (and writing, where it matters). A device with many
-    /// gives its own epoll instance.
+    /// A host file descriptor to watch, edge-triggered, for reading; asked for once. A device with many, or one that waits
+    /// to write, gives its own epoll instance.
     fn host_fd(&self) -> Option<RawFd> {
         None
     }
 
-    /// The descriptor of [`VirtioDevice::host_fd`] became ready. `driver` is `None` while no driver is active.
+    /// The descriptor of [`VirtioDevice::host_fd`] became ready. `driver` is `None` while no driver is active. Called once
+    /// after each activation too, since an edge may have passed while there was no driver or the device was broken.
     ///
     /// # Errors
     /// As for [`VirtioDevice::queue_event`].

@@ -12,13 +12,14 @@ pub struct Interrupt {
     // The status is written before the eventfd; the guest reads it after the interrupt. Both are full barriers in
     // practice (system call, VM entry); SeqCst says so at no cost that matters here.
     status: AtomicU32,
+    config_generation: AtomicU32,
     line: EventFd,
 }
 
 impl Interrupt {
     /// An interrupt that raises `line`.
     pub fn new(line: EventFd) -> Self {
-        Self { status: AtomicU32::new(0), line }
+        Self { status: AtomicU32::new(0), config_generation: AtomicU32::new(0), line }
     }
 
     /// The eventfd to register as irqfd.
@@ -31,14 +32,21 @@ impl Interrupt {
         self.signal(VIRTIO_MMIO_INT_VRING);
     }
 
-    /// The configuration space or the device status changed.
+    /// The configuration space or the device status changed. Call it in the same device call that made the change: the
+    /// generation and the content then change together for the driver.
     pub fn signal_config(&self) {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
         self.signal(VIRTIO_MMIO_INT_CONFIG);
     }
 
     /// The `InterruptStatus` register.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
+    }
+
+    /// The `ConfigGeneration` register: differs when the configuration space may have changed between two reads.
+    pub fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::SeqCst)
     }
 
     /// A write of `bits` to the `InterruptACK` register.
