@@ -23,7 +23,9 @@ const ALLOW_INTERRUPTS: u64 = 3;
 const TRIPLE_FAULT: u64 = 4;
 
 const TSS_OFFSET: u64 = 0x40;
-const GDT_OFFSET: u64 = 0xc0;
+const GDT_OFFSET: u64 = 0x100;
+/// The TSS, an I/O bitmap of 32 bytes and its end.
+const TSS_LIMIT: u64 = 0x88;
 /// Index of the TSS descriptor in the GDT.
 const TSS_DESCRIPTOR: usize = 5;
 
@@ -36,14 +38,14 @@ pub struct Block {
     user_entry: u64,
     user_argument: u64,
     _reserved: [u64; 4],
-    tss: [u16; 64],
+    tss: [u16; 96],
     gdt: [u64; 7],
     gdt_pointer: [u16; 5],
 }
 
 const _: () = assert!(core::mem::offset_of!(Block, tss) as u64 == TSS_OFFSET);
 const _: () = assert!(core::mem::offset_of!(Block, gdt) as u64 == GDT_OFFSET);
-const _: () = assert!(core::mem::offset_of!(Block, gdt_pointer) == 0xf8);
+const _: () = assert!(core::mem::offset_of!(Block, gdt_pointer) == 0x138);
 
 /// Splits a value into the 16-bit pieces of the table it goes to.
 fn put(pieces: &mut [u16], value: u64) {
@@ -59,11 +61,12 @@ impl Block {
         // SAFETY: the boot processor's block lives for ever; only `pending` in it changes, which is not read here.
         self.gdt = unsafe { (*boot.block).gdt };
         let tss = start + TSS_OFFSET;
-        self.gdt[TSS_DESCRIPTOR] =
-            0x67 | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
+        self.gdt[TSS_DESCRIPTOR] = TSS_LIMIT | (tss & 0xff_ffff) << 16 | 0x89 << 40 | (tss >> 24 & 0xff) << 56;
         self.gdt[TSS_DESCRIPTOR + 1] = tss >> 32;
         put(&mut self.tss[2..6], start + PAGE_SIZE);
+        // The I/O bitmap follows: ports below 0x100 are allowed (zero), then its end.
         self.tss[51] = 104;
+        self.tss[68] = 0xff;
         self.gdt_pointer[0] = size_of_val(&self.gdt) as u16 - 1;
         put(&mut self.gdt_pointer[1..], start + GDT_OFFSET);
         // As after a call: 8 below a 16-byte boundary.
@@ -146,7 +149,7 @@ fn service(number: u64, first: u64, second: u64) -> u64 {
 
 /// Writes a byte to an I/O port.
 pub fn write_port(port: u16, value: u8) {
-    // SAFETY: CPL 3 has I/O privilege; the ports written here change no memory.
+    // SAFETY: the I/O bitmap allows ports below 0x100; the ports written here change no memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 

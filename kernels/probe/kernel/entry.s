@@ -3,7 +3,7 @@
 #
 # Each processor has a block of one page, the same at offset (kernel/cpu.rs mirrors it):
 #   0x000 pending events, 32 bit      0x008 top of the CPL 3 stack   0x010 CPL 3 entry point   0x018 its argument
-#   0x040 TSS (104 bytes)             0x0c0 GDT (7 entries)          0x0f8 GDT pointer
+#   0x040 TSS with I/O bitmap         0x100 GDT (7 entries)          0x138 GDT pointer
 #   ...   CPL 0 stack, from 0x1000 down
 
 .set PENDING, 0x000
@@ -11,8 +11,8 @@
 .set USER_ENTRY, 0x010
 .set USER_ARGUMENT, 0x018
 .set TSS, 0x040
-.set GDT, 0x0c0
-.set GDT_POINTER, 0x0f8
+.set GDT, 0x100
+.set GDT_POINTER, 0x138
 
 .set KERNEL_CODE, 0x08
 .set USER_DATA, 0x1b
@@ -62,7 +62,7 @@ enter_user:
     add rsp, 0x1000
     push USER_DATA
     push [rbx + USER_STACK]
-    push 0x3002                             # I/O privilege 3, interrupts off until the IDT is filled
+    push 0x2                                # interrupts off until the IDT is filled
     push USER_CODE
     push [rbx + USER_ENTRY]
     iretq
@@ -124,7 +124,7 @@ exception:
     lea rax, [report_stack_top - 8]
     push USER_DATA
     push rax
-    push 0x3002
+    push 0x2
     push USER_CODE
     lea rax, [report_exception]
     push rax
@@ -285,14 +285,16 @@ boot_cpu:
     .long 0                                 # TSS
     .quad boot_cpu + 0x1000
     .zero 90
-    .word 104                               # no I/O bitmap: CPL 3 has I/O privilege
-    .zero 24
+    .word 104                               # I/O bitmap: CPL 3 may use ports below 0x100. (An I/O privilege level
+    .zero 32                                # would do as well, but some hosts do not honour it.)
+    .byte 0xff
+    .zero 55
     .quad 0
     .quad 0x00af9b000000ffff                # kernel code
     .quad 0x00cf93000000ffff                # kernel data
     .quad 0x00cff3000000ffff                # user data
     .quad 0x00affb000000ffff                # user code
-    .quad 0x0000890000000067                # TSS, low half
+    .quad 0x0000890000000088                # TSS, low half
     .quad 0
     .word 55
     .quad boot_cpu + GDT
