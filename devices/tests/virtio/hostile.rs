@@ -169,7 +169,7 @@ impl Attack<'_> {
                 break;
             }
             let mut ring = Ring::new(number, self.random.pick(&[size_max, 64, 16, 4, 1]).min(size_max));
-            self.guest.put(ring.table, &[0; 0x3000]);
+            self.guest.put(ring.table, &[0; Ring::BYTES as usize]);
             self.guest.rings.push(ring);
             if self.random.chance(3) {
                 let address = self.random.address() & !15;
@@ -187,7 +187,7 @@ impl Attack<'_> {
 
     /// Ring indices and descriptors changed under the device's feet.
     fn scribble(&mut self) {
-        let address = 0x1000 + self.random.below(0xc000);
+        let address = 0x1000 + self.random.below(2 * Ring::BYTES);
         let value = self.random.next();
         self.guest.put(address & !7, &value.to_le_bytes());
         self.kick();
