@@ -1,3 +1,4 @@
 //! What the integration tests and benches of Cistern share.
 
 pub mod process;
+pub mod smaps;
