@@ -137,7 +137,7 @@ impl RunOptions {
     pub fn from_file(path: &Path) -> Result<Self, OptionsError> {
         let text = fs::read_to_string(path).map_err(|cause| OptionsError::File { path: path.to_owned(), cause })?;
         toml::from_str(&text).map_err(|error: toml::de::Error| {
-            let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+            let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
             let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
             OptionsError::Toml {
                 path: path.to_owned(),
