@@ -30,7 +30,7 @@ use crate::firmware::{self, FirmwareError, Platform, VirtioSlot};
 use crate::host::{Host, HostError};
 use crate::layout;
 use crate::size::Size;
-use crate::terminal::ConsoleOutput;
+use crate::terminal::{ConsoleOutput, OutputCut};
 use crate::timeline::Timeline;
 use crate::verdict::Verdict;
 use crate::vm::{Vm, VmError};
@@ -98,6 +98,7 @@ pub struct Machine {
     pub(crate) serial: Arc<Serial>,
     pub(crate) serial_input_space: EventFd,
     pub(crate) verdict: Arc<Verdict>,
+    pub(crate) output_cut: Option<OutputCut>,
     power: Arc<Power>,
     balloon: Option<Arc<dyn Balloon>>,
     ram: Arc<GuestRam>,
@@ -128,7 +129,7 @@ impl Machine {
         if ranges.last().is_some_and(|range| range.end > 1 << bits) {
             return Err(MachineError::AddressWidth { memory: config.memory, bits });
         }
-        let output = open_console(&config.console)?;
+        let (output, output_cut) = open_console(&config.console)?;
         let devices = DeviceSet::open(config)?;
         timeline.mark("open devices");
         let ram = GuestRam::new(&ranges)?;
@@ -196,7 +197,18 @@ impl Machine {
             });
         }
         timeline.mark("create vCPUs");
-        Ok(Self { vcpus, virtio, serial, serial_input_space, verdict, power, balloon: devices.balloon, ram, _vm: vm })
+        Ok(Self {
+            vcpus,
+            virtio,
+            serial,
+            serial_input_space,
+            verdict,
+            output_cut,
+            power,
+            balloon: devices.balloon,
+            ram,
+            _vm: vm,
+        })
     }
 
     /// Guest memory.
@@ -234,17 +246,19 @@ fn new_eventfd() -> io::Result<EventFd> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
 }
 
-/// What the serial port writes to.
-fn open_console(target: &ConsoleTarget) -> Result<serial::Output, MachineError> {
+/// What the serial port writes to and, where that may block, what ends the blocking.
+fn open_console(target: &ConsoleTarget) -> Result<(serial::Output, Option<OutputCut>), MachineError> {
     Ok(match target {
         ConsoleTarget::Stdio => {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
-            Box::new(ConsoleOutput::new(stdout.map_err(|cause| MachineError::System { what: "stdout", cause })?))
+            let output = ConsoleOutput::new(stdout.map_err(|cause| MachineError::System { what: "stdout", cause })?);
+            let cut = output.output_cut();
+            (Box::new(output), Some(cut))
         }
-        ConsoleTarget::None => Box::new(io::sink()),
+        ConsoleTarget::None => (Box::new(io::sink()), None),
         ConsoleTarget::File(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            Box::new(file.map_err(|cause| MachineError::Console { path: path.clone(), cause })?)
+            (Box::new(file.map_err(|cause| MachineError::Console { path: path.clone(), cause })?), None)
         }
     })
 }

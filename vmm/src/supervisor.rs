@@ -66,6 +66,10 @@ impl Machine {
             }
         }
         let ending = started.and_then(|()| supervisor.supervise());
+        // A vCPU may be waiting for someone to read the console.
+        if let Some(output_cut) = self.output_cut {
+            output_cut.cut();
+        }
         // All are asked before any is waited for: a vCPU may be waiting for another.
         running.iter().for_each(RunningVcpu::request_stop);
         running.into_iter().for_each(RunningVcpu::join);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 pub use escape::{EscapeParser, HELP, Key};
 pub use input::{ConsoleInput, Watch};
-pub use output::ConsoleOutput;
+pub use output::{ConsoleOutput, OutputCut};
 
 /// Why the terminal could not be used.
 #[derive(Debug, thiserror::Error)]

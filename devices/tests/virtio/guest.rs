@@ -46,13 +46,16 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// From the table to behind the used ring, for up to 1024 descriptors.
+    pub const BYTES: u64 = 0x8000;
+
     pub fn new(number: usize, size: u16) -> Self {
-        let table = 0x1000 + number as u64 * 0x4000;
+        let table = 0x1000 + number as u64 * Self::BYTES;
         Self {
             size,
             table,
-            available: table + 0x1000,
-            used: table + 0x2000,
+            available: table + 0x4000,
+            used: table + 0x5000,
             next_descriptor: 0,
             available_index: 0,
             kicked_index: 0,
@@ -174,7 +177,7 @@ impl Guest {
                 break;
             }
             let ring = Ring::new(number as usize, size);
-            self.put(ring.table, &[0; 0x3000]);
+            self.put(ring.table, &[0; Ring::BYTES as usize]);
             self.enable(number as usize, ring);
             self.rings.push(ring);
         }

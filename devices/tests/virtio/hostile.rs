@@ -15,7 +15,8 @@ use tempfile::NamedTempFile;
 use virtio_bindings::virtio_mmio as reg;
 
 use crate::guest::{
-    BUFFERS, Buffer, EVENT_IDX, Guest, INDIRECT, NEXT, RAM, Ring, VERSION_1, WRITE, readable, writable,
+    BUFFERS, Buffer, DRIVER_OK, EVENT_IDX, Guest, INDIRECT, NEEDS_RESET, NEXT, RAM, Ring, VERSION_1, WRITE, readable,
+    writable,
 };
 use crate::network::{self, HostEnd};
 
@@ -97,21 +98,41 @@ impl Random {
 struct Attack<'a> {
     guest: Guest,
     random: Random,
-    /// What a driver of the device might write at the start of a request.
-    headers: &'a dyn Fn(&mut Random) -> Vec<u8>,
+    /// What a driver of the device might write at the start of a request on a queue.
+    headers: &'a dyn Fn(&mut Random, usize) -> Vec<u8>,
+    /// Chains handed back, which tells how far the attack gets.
+    answers: u64,
 }
 
 impl Attack<'_> {
     fn step(&mut self) {
+        // A device that is broken or not set up has little to attack: bring it back soon.
+        if self.guest.status() & (DRIVER_OK | NEEDS_RESET) != DRIVER_OK && self.random.chance(40) {
+            self.handshake();
+        }
         match self.random.below(100) {
             0..25 => self.registers(),
             25..28 => self.handshake(),
             28..31 => self.scribble(),
-            31..70 => self.plausible_chain(),
+            31..92 => self.plausible_chain(),
             _ => self.wild_chain(),
         }
         if self.random.chance(60) {
             self.guest.settle();
+            self.count_answers();
+        }
+    }
+
+    fn count_answers(&mut self) {
+        for number in 0..self.guest.rings.len() {
+            let ring = self.guest.rings[number];
+            let index = self.guest.get16(ring.used + 2);
+            // More than the ring holds is a scribble of our own.
+            let answers = index.wrapping_sub(ring.used_index);
+            if answers <= ring.size {
+                self.answers += u64::from(answers);
+            }
+            self.guest.rings[number].used_index = index;
         }
     }
 
@@ -148,7 +169,7 @@ impl Attack<'_> {
                 break;
             }
             let mut ring = Ring::new(number, self.random.pick(&[size_max, 64, 16, 4, 1]).min(size_max));
-            self.guest.put(ring.table, &[0; 0x3000]);
+            self.guest.put(ring.table, &[0; Ring::BYTES as usize]);
             self.guest.rings.push(ring);
             if self.random.chance(3) {
                 let address = self.random.address() & !15;
@@ -166,7 +187,7 @@ impl Attack<'_> {
 
     /// Ring indices and descriptors changed under the device's feet.
     fn scribble(&mut self) {
-        let address = 0x1000 + self.random.below(0xc000);
+        let address = 0x1000 + self.random.below(2 * Ring::BYTES);
         let value = self.random.next();
         self.guest.put(address & !7, &value.to_le_bytes());
         self.kick();
@@ -175,22 +196,24 @@ impl Attack<'_> {
     /// What a driver might send: a header the device knows, then buffers in the right order, mostly.
     fn plausible_chain(&mut self) {
         let Some(queue) = self.queue() else { return };
-        let header = (self.headers)(&mut self.random);
+        let header = (self.headers)(&mut self.random, queue);
         let at = BUFFERS + self.random.below(0x1000);
         self.guest.put(at, &header);
         let mut buffers = vec![readable(at, header.len() as u32)];
         for _ in 0..self.random.below(5) {
             let address = RAM[1].start + self.random.below(0x8_0000);
             let bytes = self.random.pick(&[0, 1, 20, 512, 512, 1024, 1526, 4096, 0x1_0000]);
-            let flags = self.random.pick(&[0, WRITE]);
+            let flags = if header.is_empty() { WRITE } else { self.random.pick(&[0, WRITE]) };
             buffers.push(Buffer { address, bytes, flags });
         }
         if header.is_empty() {
             buffers.remove(0);
         }
         buffers.sort_by_key(|buffer| buffer.flags);
-        buffers.push(writable(RAM[1].start + self.random.below(0x8_0000), 1));
-        if self.random.chance(20) {
+        // A status byte, or a receive buffer.
+        let bytes = if header.is_empty() { 1526 } else { 1 };
+        buffers.push(writable(RAM[1].start + self.random.below(0x8_0000), bytes));
+        if self.random.chance(4) {
             buffers.pop();
         }
         if !buffers.is_empty() {
@@ -249,7 +272,11 @@ impl RingAddress for usize {
 }
 
 /// Attacks a device; every now and then resets it and has `serve` check that it still works for a good driver.
-fn attack(device: Box<dyn VirtioDevice>, headers: &dyn Fn(&mut Random) -> Vec<u8>, mut serve: impl FnMut(&mut Guest)) {
+fn attack(
+    device: Box<dyn VirtioDevice>,
+    headers: &dyn Fn(&mut Random, usize) -> Vec<u8>,
+    mut serve: impl FnMut(&mut Guest),
+) {
     let steps = setting("HOSTILE_STEPS", if cfg!(debug_assertions) { 20_000 } else { 1_000_000 });
     let seed = setting("HOSTILE_SEED", 1);
     let guest = Guest::new(device);
@@ -257,7 +284,7 @@ fn attack(device: Box<dyn VirtioDevice>, headers: &dyn Fn(&mut Random) -> Vec<u8
     let watched = Watchdog::new(format!("{name}: hangs with HOSTILE_SEED={seed}"));
     println!("{name}: to repeat: HOSTILE_SEED={seed} HOSTILE_STEPS={steps}");
 
-    let mut attack = Attack { guest, random: Random(seed), headers };
+    let mut attack = Attack { guest, random: Random(seed), headers, answers: 0 };
     let mut breaks_seen = 0;
     for step in 1..=steps {
         attack.step();
@@ -277,7 +304,9 @@ fn attack(device: Box<dyn VirtioDevice>, headers: &dyn Fn(&mut Random) -> Vec<u8
     assert!(attack.guest.transport.breaks() > 0, "no attack was noticed");
     assert!(breaks_seen > 0, "the broken flag was never seen");
     assert!(attack.guest.reports.lock().unwrap().len() <= 8, "unbounded reports");
-    println!("{name}: {steps} steps, broken {} times", attack.guest.transport.breaks());
+    let (breaks, answers) = (attack.guest.transport.breaks(), attack.answers);
+    println!("{name}: {steps} steps, broken {breaks} times, {answers} chains answered");
+    assert!(answers > steps / 5, "the attack did not get far into the device");
 }
 
 /// Ends the process when nothing moves for a minute: a loop without end is a failure, not a wait.
@@ -307,7 +336,7 @@ impl Watchdog {
 
 #[test]
 fn rng() {
-    attack(Box::new(Rng), &|_| Vec::new(), |guest| {
+    attack(Box::new(Rng), &|_, _| Vec::new(), |guest| {
         guest.start(EVENT_IDX);
         assert_eq!(guest.request(0, &[writable(BUFFERS, 100)]), 100);
     });
@@ -318,7 +347,7 @@ fn block() {
     // In memory: this is about the device, not about a million flushes of a real disk.
     let file = NamedTempFile::new_in("/dev/shm").unwrap();
     file.as_file().set_len(64 << 10).unwrap();
-    let headers = |random: &mut Random| {
+    let headers = |random: &mut Random, _: usize| {
         let kind = random.pick(&[0, 0, 0, 1, 1, 1, 4, 8, 11, 13, 14, 99]);
         let sector = if random.chance(90) { random.below(130) } else { random.next() };
         let mut header = [&u32::to_le_bytes(kind)[..], &[0; 4], &sector.to_le_bytes()].concat();
@@ -355,7 +384,10 @@ fn net() {
         network::make_tap("tap0");
         let net = Net::open("tap0", None).unwrap();
         let host = HostEnd::up("tap0");
-        let headers = |random: &mut Random| {
+        let headers = |random: &mut Random, queue: usize| {
+            if queue == 0 && random.chance(98) {
+                return Vec::new();
+            }
             let mut header = vec![0; 12];
             if random.chance(30) {
                 header[0] = random.word() as u8;
@@ -363,7 +395,7 @@ fn net() {
                 header[2..10].copy_from_slice(&random.next().to_le_bytes());
             }
             header.extend(network::frame(random.word(), 14 + random.below(100) as usize));
-            header.truncate(random.pick(&[200, 200, 200, 200, 12, 11]));
+            header.truncate(if random.chance(5) { random.pick(&[0, 11, 12, 13]) } else { 200 });
             header
         };
         // Frames for the guest keep coming while it is hostile, and the queue of the tap is emptied when it is not.

@@ -141,7 +141,7 @@ pub fn large_segment(payload_bytes: usize) -> ([u8; HOST_HEADER_BYTES], Vec<u8>)
     tcp[12] = 5 << 4;
     tcp[13] = 0x10;
     frame.extend(tcp);
-    frame.extend((0..payload_bytes).map(|position| (position * 31 >> 3) as u8));
+    frame.extend((0..payload_bytes).map(|position| ((position * 31) >> 3) as u8));
     let mut header = [0; HOST_HEADER_BYTES];
     header[0] = 1; // the checksum is still to be made
     header[1] = 1; // TCP over IPv4

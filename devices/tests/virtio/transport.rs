@@ -1,15 +1,167 @@
 //! The register block and the life of a device behind it.
 
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
 
+use cistern_devices::virtio::device::{DeviceError, Driver, VirtioDevice, copy_config};
 use cistern_devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET};
 use cistern_devices::virtio::rng::Rng;
 use virtio_bindings::virtio_mmio as reg;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::guest::{
     ACKNOWLEDGE, BUFFERS, Buffer, DRIVER, DRIVER_OK, EVENT_IDX, FEATURES_OK, Guest, INDIRECT, NEEDS_RESET, NEXT, Ring,
     VERSION_1, WRITE, readable, writable,
 };
+
+/// A device that hands every chain back and writes down what happened to it.
+struct Recorder {
+    log: Arc<Mutex<Vec<String>>>,
+    host: EventFd,
+    config: u64,
+}
+
+impl VirtioDevice for Recorder {
+    fn name(&self) -> &str {
+        "recorder"
+    }
+
+    fn device_id(&self) -> u32 {
+        99
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[1024, 16]
+    }
+
+    fn features(&self) -> u64 {
+        1
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        copy_config(&self.config.to_le_bytes(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.log.lock().unwrap().push(format!("config {offset} {data:?}"));
+    }
+
+    fn queue_event(&mut self, queue: usize, driver: &mut Driver) -> Result<(), DeviceError> {
+        let memory = driver.ram.memory();
+        let chains = &mut driver.queues[queue];
+        let mut count = 0;
+        loop {
+            while let Some(buffers) = chains.pop_buffers(memory)? {
+                chains.add_used(memory, buffers.head_index, 0)?;
+                count += 1;
+            }
+            chains.notify(memory, &driver.interrupt)?;
+            if !chains.enable_kicks(memory)? {
+                break;
+            }
+        }
+        self.log.lock().unwrap().push(format!("queue {queue}: {count}"));
+        Ok(())
+    }
+
+    fn host_fd(&self) -> Option<RawFd> {
+        Some(self.host.as_raw_fd())
+    }
+
+    fn host_event(&mut self, driver: Option<&mut Driver>) -> Result<(), DeviceError> {
+        let _ = self.host.read();
+        self.config += 1;
+        let active = driver.is_some();
+        if let Some(driver) = driver {
+            driver.interrupt.signal_config();
+        }
+        self.log.lock().unwrap().push(format!("host {active}"));
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.log.lock().unwrap().push("reset".to_owned());
+    }
+}
+
+/// The device in a guest, its log, and what wakes its host side.
+fn recorder() -> (Guest, Arc<Mutex<Vec<String>>>, EventFd) {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let host = EventFd::new(EFD_NONBLOCK).unwrap();
+    let waker = host.try_clone().unwrap();
+    (Guest::new(Box::new(Recorder { log: Arc::clone(&log), host, config: 7 })), log, waker)
+}
+
+#[test]
+fn a_device_is_called_when_something_happens() {
+    let (mut guest, log, host) = recorder();
+    let taken = || std::mem::take(&mut *log.lock().unwrap());
+    host.write(1).unwrap();
+    guest.settle();
+    assert_eq!(taken(), ["host false"]);
+    guest.start(0);
+    guest.settle();
+    assert_eq!(taken(), ["reset", "host true", "queue 0: 0", "queue 1: 0"]);
+    host.write(1).unwrap();
+    guest.settle();
+    assert_eq!(taken(), ["host true"]);
+    guest.transport.write(0x102, &[1, 2]);
+    guest.submit(1, &[writable(BUFFERS, 1)]);
+    guest.kick(1);
+    guest.settle();
+    assert_eq!(taken(), ["config 2 [1, 2]", "queue 1: 1"]);
+    // Broken, it hears of nothing until it is reset.
+    guest.make_available(1, 99);
+    guest.kick(1);
+    guest.settle();
+    assert!(guest.transport.is_broken());
+    host.write(1).unwrap();
+    guest.transport.write(0x100, &[1]);
+    guest.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+    guest.settle();
+    assert_eq!(taken(), [""; 0]);
+    guest.start(0);
+    guest.settle();
+    assert_eq!(taken(), ["reset", "host true", "queue 0: 0", "queue 1: 0"]);
+}
+
+#[test]
+fn a_changed_configuration_has_a_new_generation() {
+    let (mut guest, _log, host) = recorder();
+    guest.start(0);
+    guest.settle();
+    let generation = guest.read(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+    let config = guest.config(0, 8);
+    assert_eq!(guest.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    guest.write(reg::VIRTIO_MMIO_INTERRUPT_ACK, 3);
+    host.write(1).unwrap();
+    guest.settle();
+    assert_ne!(guest.read(reg::VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    assert_ne!(guest.config(0, 8), config);
+    assert_eq!(guest.read(reg::VIRTIO_MMIO_INTERRUPT_STATUS), reg::VIRTIO_MMIO_INT_CONFIG);
+    // Any width at any offset.
+    assert_eq!(guest.config(0, 1), [9]);
+    assert_eq!(guest.config(0, 3), [9, 0, 0]);
+    assert_eq!(guest.config(7, 8), [0; 8]);
+    assert_eq!(guest.config(0xef0, 4), [0; 4]);
+}
+
+#[test]
+fn one_event_has_its_share_of_chains_and_the_next_one_follows() {
+    let (mut guest, log, _host) = recorder();
+    guest.start_sized(EVENT_IDX, 1024);
+    guest.settle();
+    log.lock().unwrap().clear();
+    for _ in 0..1000 {
+        guest.submit(0, &[writable(BUFFERS, 1)]);
+    }
+    guest.kick(0);
+    guest.settle();
+    assert_eq!(*log.lock().unwrap(), ["queue 0: 256", "queue 0: 256", "queue 0: 256", "queue 0: 232"]);
+    assert_eq!(guest.take_used(0).len(), 1000);
+    // The device asks to be kicked again.
+    guest.request(0, &[writable(BUFFERS, 1)]);
+}
 
 fn rng() -> Guest {
     Guest::new(Box::new(Rng))
@@ -239,7 +391,8 @@ fn interrupts_only_when_asked_for() {
         assert_eq!(guest.interrupts(), expected);
     }
     // A kick with nothing behind it is answered with nothing.
-    guest.take_used(0);
+    guest.start(0);
+    guest.settle();
     guest.write(reg::VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     guest.settle();
     assert_eq!(guest.interrupts(), 0);

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use cistern_memory::GuestRam;
+use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, register_signal_handler};
 
@@ -85,10 +86,21 @@ impl Vcpu {
 
     /// Enters the guest and serves the exit it comes back with. `Some` when there is no going on.
     fn run_once(&mut self) -> Option<Result<Outcome, RunError>> {
+        let kvm_run: *const kvm_run = self.fd.get_kvm_run();
+        // A string instruction brings several accesses to the same port in one exit.
+        let access_bytes = || {
+            // SAFETY: the page is mapped as long as the vCPU is open, and after a port exit the kernel has filled this
+            // member of the union. Nothing writes it until the next KVM_RUN.
+            usize::from(unsafe { (*kvm_run).__bindgen_anon_1.io.size }).max(1)
+        };
         let crash = |how: String| Some(Ok(Outcome::Crash(how)));
         match self.fd.run() {
-            Ok(VcpuExit::IoIn(port, data)) => self.bus.port_in(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => self.bus.port_out(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                data.chunks_mut(access_bytes()).for_each(|access| self.bus.port_in(port, access));
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                data.chunks(access_bytes()).for_each(|access| self.bus.port_out(port, access));
+            }
             Ok(VcpuExit::MmioRead(address, data)) => self.bus.mmio_read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => self.bus.mmio_write(address, data),
             // With the in-kernel interrupt controller KVM waits for interrupts itself; harmless where it does not.

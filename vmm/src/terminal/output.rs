@@ -3,24 +3,50 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Writes straight to a descriptor: no buffer between the guest's console and whoever watches it. A descriptor that
 /// somebody else made non-blocking (terminals and pipes are shared) is waited for like any other.
 #[derive(Debug)]
-pub struct ConsoleOutput(File);
+pub struct ConsoleOutput {
+    file: File,
+    cut: Arc<AtomicBool>,
+}
+
+/// Lets go a thread that waits in [`ConsoleOutput`] for a reader that does not read.
+#[derive(Debug, Clone)]
+pub struct OutputCut(Arc<AtomicBool>);
+
+impl OutputCut {
+    /// From now on output is lost instead of waited for. A thread that waits already sees it with its next signal.
+    pub fn cut(&self) {
+        // Guards nothing but itself.
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 impl ConsoleOutput {
     /// Output to `fd`.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(fd.into())
+        Self { file: fd.into(), cut: Arc::default() }
+    }
+
+    /// What ends the waiting when the machine is taken apart.
+    pub fn output_cut(&self) -> OutputCut {
+        OutputCut(Arc::clone(&self.cut))
     }
 }
 
 impl Write for ConsoleOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            match self.0.write(bytes) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for_room(&self.0)?,
+            if self.cut.load(Ordering::Relaxed) {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+            match self.file.write(bytes) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for_room(&self.file)?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,
             }
         }
@@ -76,6 +102,16 @@ mod tests {
         let (reader, writer) = io::pipe().expect("a pipe");
         drop(reader);
         let error = ConsoleOutput::new(writer.into()).write_all(b"x").expect_err("nobody reads");
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn output_that_is_cut_does_not_wait() {
+        let (_reader, writer) = io::pipe().expect("a pipe");
+        let mut output = ConsoleOutput::new(writer.into());
+        output.output_cut().cut();
+        // More than a pipe holds: uncut it would wait for ever.
+        let error = output.write_all(&[0; 1 << 20]).expect_err("cut");
         assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     }
 }
