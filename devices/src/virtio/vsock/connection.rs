@@ -74,6 +74,8 @@ pub struct Connection {
     host_sent_all: bool,
     /// The host's process receives no more.
     host_receives_no_more: bool,
+    /// The host's process was told that nothing more comes.
+    told_end: bool,
 }
 
 impl Connection {
@@ -95,6 +97,7 @@ impl Connection {
             readable: true,
             host_sent_all: false,
             host_receives_no_more: false,
+            told_end: false,
         }
     }
 
@@ -396,7 +399,9 @@ impl Connection {
             State::Lingering => self.state = State::Closed,
             // A clean end: the guest waits for this answer.
             State::Established if self.guest_shutdown == SHUTDOWN_BOTH => self.state = State::Resetting,
-            State::Established if self.guest_shutdown & SHUTDOWN_SEND != 0 => {
+            // Once: the kernel reports every such call as an event of the socket, which would lead here again for ever.
+            State::Established if self.guest_shutdown & SHUTDOWN_SEND != 0 && !self.told_end => {
+                self.told_end = true;
                 // Fails only on a socket that is over anyway.
                 let _ = self.stream.shutdown(Shutdown::Write);
             }

@@ -363,8 +363,44 @@ fn port_path(uds: &Path, port: u32) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    /// Neither a process that gives up nor a guest that takes its request back leaves anything, also while nothing can be
+    /// sent to the guest.
+    #[test]
+    fn abandoned_connections_leave_nothing() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let uds = directory.path().join("v.sock");
+        let _service = UnixListener::bind(port_path(&uds, 80)).unwrap();
+        let mut muxer = Muxer::new(3, &uds).unwrap();
+        for _ in 0..3 {
+            let mut process = UnixStream::connect(&uds).unwrap();
+            process.write_all(b"CONNECT 52\n").unwrap();
+            assert!(muxer.poll(true).unwrap());
+            assert_eq!((muxer.entries.len(), muxer.tokens.len(), muxer.senders.len()), (1, 1, 1));
+            drop(process);
+            assert!(muxer.poll(true).unwrap());
+            let request = Header {
+                src_cid: 3,
+                dst_cid: HOST_CID,
+                src_port: 1,
+                dst_port: 80,
+                socket_type: TYPE_STREAM,
+                op: op::REQUEST,
+                ..Header::default()
+            };
+            muxer.receive(&request, &mut Scatter::default());
+            assert_eq!((muxer.entries.len(), muxer.tokens.len(), muxer.senders.len()), (1, 1, 1));
+            muxer.receive(&Header { op: op::RST, ..request }, &mut Scatter::default());
+            assert!(muxer.entries.is_empty() && muxer.tokens.is_empty() && muxer.senders.is_empty());
+            assert!(muxer.handshakes.is_empty() && muxer.refusals.is_empty());
+        }
+    }
 
     #[test]
     fn lines() {
