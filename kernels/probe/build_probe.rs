@@ -1,8 +1,8 @@
-// Builds the probe's kernel. For `include!` in the build script of whoever embeds it (hence no module comment): no nested
-// cargo, no extra target to install, two runs of the compiler that runs anyway.
+// Builds the probe's kernel. For `include!` in the build script of whoever embeds it (hence no module comment): no
+// nested cargo, no extra target to install, two runs of the compiler that runs anyway.
 
-/// Compiles `folder` (kernels/probe) into `$OUT_DIR/probe.elf` with `$RUSTC` and answers that path. `extra` arguments go
-/// to the compiler. Tells cargo to run the build script again when anything in the folder changes.
+/// Compiles `folder` (kernels/probe) into `$OUT_DIR/probe.elf` with `$RUSTC` and answers that path. `extra` arguments
+/// go to the compiler. Tells cargo to run the build script again when anything in the folder changes.
 ///
 /// # Errors
 /// What the compiler said, or why it could not be run.

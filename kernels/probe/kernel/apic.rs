@@ -44,7 +44,8 @@ fn write(register: u64, value: u32) {
 
 /// Turns the old interrupt controllers off, on the boot processor. Their vectors would collide with exceptions.
 pub fn silence_pic() {
-    for (port, value) in [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1)]
+    for (port, value) in
+        [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1)]
     {
         write_port(port, value);
     }

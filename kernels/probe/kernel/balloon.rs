@@ -201,9 +201,9 @@ impl Balloon {
 
     fn send_statistics(&mut self, holdings: &Holdings) {
         let Some(queue) = &mut self.statistics else { return };
-        let free_bytes =
-            u64::from(holdings.count(Holding::Clean) + holdings.count(Holding::Freed)) * PAGE_SIZE;
-        let values = [(STATISTIC_FREE, free_bytes), (STATISTIC_TOTAL, self.ram_bytes), (STATISTIC_AVAILABLE, free_bytes)];
+        let free_bytes = u64::from(holdings.count(Holding::Clean) + holdings.count(Holding::Freed)) * PAGE_SIZE;
+        let values =
+            [(STATISTIC_FREE, free_bytes), (STATISTIC_TOTAL, self.ram_bytes), (STATISTIC_AVAILABLE, free_bytes)];
         let statistics = REQUESTS.statistics.get();
         // SAFETY: the device is done with the last statistics.
         unsafe { *statistics = values.map(|(tag, value)| Statistic { tag, value }) };
@@ -217,7 +217,9 @@ impl Balloon {
     pub fn take_back(&mut self, border: u32, holdings: &mut Holdings, pool: &Pool, cpu: &Cpu, clock: &Clock) -> bool {
         self.paused = true;
         let mut answered = self.wait(holdings, pool, cpu, clock);
-        while answered && let Some(pages) = holdings.lowest(Holding::Ballooned, BATCH).filter(|pages| pages.first < border) {
+        while answered
+            && let Some(pages) = holdings.lowest(Holding::Ballooned, BATCH).filter(|pages| pages.first < border)
+        {
             if self.inflated_pages <= self.target_pages && !self.deflate_on_oom {
                 answered = false;
                 break;

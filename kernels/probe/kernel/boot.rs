@@ -51,7 +51,8 @@ impl BootParameters {
     /// Copies everything out.
     ///
     /// # Safety
-    /// `parameters` points to boot parameters as the Linux boot protocol has them, with a command line in mapped memory.
+    /// `parameters` points to boot parameters as the Linux boot protocol has them, their command line in
+    /// mapped memory.
     pub unsafe fn read(parameters: *const u8) -> Result<Self, &'static str> {
         // SAFETY: all offsets lie inside the 4096 bytes of boot parameters.
         let u32_at = |offset: usize| unsafe { parameters.add(offset).cast::<u32>().read_unaligned() };
@@ -59,8 +60,7 @@ impl BootParameters {
         if u32_at(MAGIC) != u32::from_le_bytes(*b"HdrS") {
             return Err("boot parameters without a header: not started by the Linux 64-bit boot protocol");
         }
-        let mut boot =
-            Self { ram: Ram::default(), command_line: [0; MAX_COMMAND_LINE], command_line_length: 0 };
+        let mut boot = Self { ram: Ram::default(), command_line: [0; MAX_COMMAND_LINE], command_line_length: 0 };
         let entries = (u32_at(E820_COUNT) & 0xff) as usize;
         for entry in 0..entries.min(E820_MAX) {
             let at = E820_TABLE + entry * E820_ENTRY_BYTES;

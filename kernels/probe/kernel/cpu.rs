@@ -56,7 +56,13 @@ fn put(pieces: &mut [u16], value: u64) {
 
 impl Block {
     /// Prepares the block of another processor: it will run `entry(argument, block)` at CPL 3.
-    pub fn prepare(&mut self, boot: &Cpu, user_stack_top: u64, entry: unsafe extern "C" fn(u64, *mut Self) -> !, argument: u64) {
+    pub fn prepare(
+        &mut self,
+        boot: &Cpu,
+        user_stack_top: u64,
+        entry: unsafe extern "C" fn(u64, *mut Self) -> !,
+        argument: u64,
+    ) {
         let start = core::ptr::from_mut(self) as u64;
         // SAFETY: the boot processor's block lives for ever; only `pending` in it changes, which is not read here.
         self.gdt = unsafe { (*boot.block).gdt };

@@ -103,8 +103,8 @@ exception_stubs:
     .if vector == 13
     jmp general_protection
     .else
-    .if (vector == 8) || (vector == 10) || (vector == 11) || (vector == 12) || (vector == 14) || (vector == 17) || (vector == 21)
-    .else
+    .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)
+    .else                                   # the others come without an error code
     push 0
     .endif
     push vector

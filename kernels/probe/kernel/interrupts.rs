@@ -33,9 +33,7 @@ pub fn fill_table() {
             DEVICE_VECTOR => device_interrupt as *const () as u64,
             TIMER_VECTOR => timer_interrupt as *const () as u64,
             WAKE_VECTOR => wake_interrupt as *const () as u64,
-            _ if u64::from(vector) < EXCEPTIONS => {
-                &raw const exception_stubs as u64 + u64::from(vector) * STUB_BYTES
-            }
+            _ if u64::from(vector) < EXCEPTIONS => &raw const exception_stubs as u64 + u64::from(vector) * STUB_BYTES,
             _ => spurious_interrupt as *const () as u64,
         };
         let low = handler & 0xffff | KERNEL_CODE << 16 | INTERRUPT_GATE << 32 | (handler >> 16 & 0xffff) << 48;

@@ -1,8 +1,9 @@
 //! The probe itself: the bare-metal side of `cistern_probe`. Boots by the Linux 64-bit protocol on any KVM VMM that
-//! has a serial port, a local APIC and, if there are devices, virtio-mmio; runs the program on its command line; resets.
+//! has a serial port, a local APIC and, if there are devices, virtio-mmio; runs the program on its command line and
+//! resets.
 //!
-//! Hand-written assembly (`entry.s`) runs at CPL 0 and does next to nothing. All this is Rust at CPL 3 with access to I/O
-//! ports, which every host runs at native speed. The address space is one to one; see `memory` for who owns what.
+//! Hand-written assembly (`entry.s`) runs at CPL 0 and does next to nothing. All this is Rust at CPL 3 with access to
+//! I/O ports, which every host runs at native speed. The address space is one to one; see `memory` for who owns what.
 #![no_std]
 #![no_main]
 

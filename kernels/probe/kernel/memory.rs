@@ -84,7 +84,11 @@ impl PageTables {
             let Some(mut directory) = self.directory(at / GIB) else { return false };
             // SAFETY: the directory is one of ours, and only the boot processor changes page tables. A page that was
             // absent needs no flush.
-            unsafe { directory.as_mut()[(at / LARGE_PAGE % 512) as usize] = at | LARGE_PAGE_FLAGS };
+            let entry = unsafe { &mut directory.as_mut()[(at / LARGE_PAGE % 512) as usize] };
+            // Where page tables are shadowed every write to one costs, so none is written twice.
+            if *entry == 0 {
+                *entry = at | LARGE_PAGE_FLAGS;
+            }
             at += LARGE_PAGE;
         }
         true
@@ -106,8 +110,8 @@ impl PageTables {
     }
 }
 
-/// How often each page of the pool was written; 0 if it is not filled. Kept apart from the pages, so that a page and its
-/// count go wrong together only if two different pages of the host do.
+/// How often each page of the pool was written; 0 if it is not filled. Kept apart from the pages, so that a page and
+/// its count go wrong together only if two different pages of the host do.
 #[derive(Clone, Copy)]
 pub struct WriteCounts {
     counts: NonNull<u32>,
@@ -122,7 +126,7 @@ impl WriteCounts {
     /// The count of a page of the pool.
     #[inline]
     pub fn get(&self, page: u32) -> u32 {
-        // SAFETY: there is a count for each page of RAM, so for each of the pool; each page is one processor's at a time.
+        // SAFETY: there is a count for each page of RAM, so for each of the pool; a page is one processor's at a time.
         unsafe { self.counts.add(page as usize).read() }
     }
 

@@ -168,7 +168,7 @@ unsafe extern "C" fn processor_main(number: u64, block: *mut Block) -> ! {
             continue;
         }
         done = job_number;
-        // SAFETY: published by the new job number; it stays until all have finished. The world is not changed meanwhile.
+        // SAFETY: published by the new job number; it stays until all have finished, and so does the world.
         let (job, world) = unsafe { *BOARD.job.get() };
         let share = Share { number, of: BOARD.online.load(Ordering::Acquire) + 1 };
         // SAFETY: as above.

@@ -1,4 +1,19 @@
-//! Runs a program: one phase after the other, one line for each.
+//! Runs a program: one phase after the other, one JSON object a line for each.
+//!
+//! | line | members |
+//! |---|---|
+//! | `boot` | cpus, ram_bytes, first_page (gfn of page 0), fill_base (its address), pages (there are), clock, tsc_khz |
+//! | `fill` | pages, first (page), ns |
+//! | `verify` | pages, bad, writes (sum of all write counts), ns |
+//! | `walk`, `touch` | pages, bytes, touches, writes, bad, touches_per_s, p50_ns, p99_ns, p999_ns, max_ns, ns |
+//! | `idle` | ms; a `touch` line before it for each time pages were touched |
+//! | `free` | pages, reported_pages |
+//! | `damage` | page, gpa |
+//! | `bad` | page, gpa, kind, expected, found, what (stale, foreign, corrupt), offset; at most 16 in a run |
+//! | `balloon` | inflated_pages, reported_pages, target_pages, freed_pages, clean_pages; after an idle and at the end |
+//! | `exit` | bad (of the whole run) |
+//!
+//! What goes wrong is `{"error":"..."}`, and the guest resets.
 
 use cistern_probe::PAGE_SIZE;
 use cistern_probe::fills::{KindMix, MAX_FILLS};
@@ -134,7 +149,9 @@ impl Runner {
         self.job(Job::Fill { first, pages });
         self.writes += u64::from(pages);
         let nanoseconds = self.world.clock.since(start);
-        print(Line::phase("fill").number("pages", pages.into()).number("first", first.into()).number("ns", nanoseconds));
+        print(
+            Line::phase("fill").number("pages", pages.into()).number("first", first.into()).number("ns", nanoseconds),
+        );
     }
 
     fn verify(&mut self) {

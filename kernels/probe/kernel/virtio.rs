@@ -1,4 +1,5 @@
-//! The driver side of virtio-mmio and split virtqueues (virtio 1.2, sections 2.7 and 4.2). One request at a time a queue.
+//! The driver side of virtio-mmio and split virtqueues (virtio 1.2, sections 2.7 and 4.2). A queue has one request at a
+//! time.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{Ordering, fence};
@@ -233,7 +234,7 @@ impl Queue {
             unsafe { (*self.memory.descriptors.get())[at] = descriptor };
         }
         let available = self.memory.available.get();
-        // SAFETY: the driver's to write; every request starts at descriptor 0, which all ring entries say from the start.
+        // SAFETY: the driver's to write; every request starts at descriptor 0, as all ring entries have it.
         unsafe {
             fence(Ordering::Release);
             self.made = self.made.wrapping_add(1);

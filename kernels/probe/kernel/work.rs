@@ -210,8 +210,8 @@ impl Work<'_> {
         after
     }
 
-    /// Writes a page once more. The first access is an exchange: it faults as a write does, and what was there before is
-    /// still seen, so that a write cannot cover up a page that was wrong.
+    /// Writes a page once more. The first access is an exchange: it faults as a write does, and what was there before
+    /// is still seen, so that a write cannot cover up a page that was wrong.
     #[inline]
     fn write(&mut self, page: u32) -> u64 {
         let old = self.world.identity(page);
@@ -269,22 +269,34 @@ const DESCRIBED: usize = 16;
 
 struct BadPages {
     found: AtomicU32,
+    /// The pages of this job that are described already, so that one wrong page a walk likes does not fill all lines.
+    numbers: [AtomicU32; DESCRIBED],
     pages: [UnsafeCell<Option<BadPage>>; DESCRIBED],
 }
 
 // SAFETY: each slot is written by the one processor that drew its number, and read after its job.
 unsafe impl Sync for BadPages {}
 
-static BAD_PAGES: BadPages =
-    BadPages { found: AtomicU32::new(0), pages: [const { UnsafeCell::new(None) }; DESCRIBED] };
+static BAD_PAGES: BadPages = BadPages {
+    found: AtomicU32::new(0),
+    numbers: [const { AtomicU32::new(NO_PAGE) }; DESCRIBED],
+    pages: [const { UnsafeCell::new(None) }; DESCRIBED],
+};
+
+/// A number no page has.
+const NO_PAGE: u32 = u32::MAX;
 
 impl BadPages {
     fn note(&self, page: BadPage) {
+        if self.numbers.iter().any(|number| number.load(Ordering::Relaxed) == page.page) {
+            return;
+        }
         // Stops counting where it stops describing, so that it cannot wrap round.
         let slot = self.found.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |found| {
             ((found as usize) < DESCRIBED).then_some(found + 1)
         });
         if let Ok(slot) = slot {
+            self.numbers[slot as usize].store(page.page, Ordering::Relaxed);
             // SAFETY: the number was drawn by this processor alone.
             unsafe { *self.pages[slot as usize].get() = Some(page) };
         }
@@ -293,7 +305,8 @@ impl BadPages {
 
 /// Prints the wrong pages that were found since the last call. On the boot processor, between jobs.
 pub fn print_bad_pages() {
-    for slot in &BAD_PAGES.pages {
+    for (slot, number) in BAD_PAGES.pages.iter().zip(&BAD_PAGES.numbers) {
+        number.store(NO_PAGE, Ordering::Relaxed);
         // SAFETY: no job is running, so nobody writes.
         let Some(bad) = (unsafe { (*slot.get()).take() }) else { continue };
         let mut line = Line::phase("bad");
@@ -322,7 +335,10 @@ pub fn spoil(world: &World, page: u32, spoil: cistern_probe::program::Spoil) -> 
             return 1;
         }
         Spoil::Foreign => {
-            content::write(content, &Identity { kind: Kind::Text, page: page ^ 1, duplicate: 0, writes: 2, ..identity });
+            content::write(
+                content,
+                &Identity { kind: Kind::Text, page: page ^ 1, duplicate: 0, writes: 2, ..identity },
+            );
         }
         Spoil::Flip => content[content::PAGE_WORDS / 2] ^= 1 << 20,
     }

@@ -346,7 +346,9 @@ mod tests {
         }
 
         #[test]
-        fn an_earlier_write_is_stale(kind in 0..4usize, seed: u64, page: u32, now in 2..1_000_000u32, back in 1..50u32) {
+        fn an_earlier_write_is_stale(
+            kind in 0..4usize, seed: u64, page: u32, now in 2..1_000_000u32, back in 1..50u32,
+        ) {
             let expected = identity(KINDS[kind], seed, page, now);
             let found = made(&identity(KINDS[kind], seed, page, now.saturating_sub(back).max(1)));
             prop_assert!(!matches(&found, &expected));

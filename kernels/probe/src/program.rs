@@ -17,9 +17,9 @@
 
 use core::fmt;
 
-use crate::PAGE_SIZE;
 use crate::distribution::Distribution;
 use crate::fills::KindMix;
+use crate::quantity::{milliseconds, number, size};
 
 /// Steps a program may have, loops and their ends included.
 const MAX_STEPS: usize = 64;
@@ -371,38 +371,6 @@ fn damage<'a>(spoil: &'a str, options: Option<&'a str>) -> Result<Step, ParseErr
         Ok(key == "page")
     })?;
     Ok(Step::Damage { spoil, page })
-}
-
-fn number(text: &str, max: u64) -> Result<u64, ParseError<'_>> {
-    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    number.filter(|&number| number <= max).ok_or(ParseError { near: text, cause: "not a number in range" })
-}
-
-/// A size in pages, rounded up; at least one.
-fn size(text: &str) -> Result<u32, ParseError<'_>> {
-    let error = ParseError { near: text, cause: "not a size (bytes, or a number and K, M or G)" };
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let units = number(digits, u64::MAX).map_err(|_| error)?;
-    let bytes = units.checked_mul(1 << shift).ok_or(error)?;
-    u32::try_from(bytes.div_ceil(PAGE_SIZE)).ok().filter(|&pages| pages > 0).ok_or(error)
-}
-
-/// Seconds with up to three digits behind the point.
-fn milliseconds(text: &str) -> Result<u64, ParseError<'_>> {
-    const LIMIT_SECONDS: u64 = 1_000_000;
-    let error = ParseError { near: text, cause: "not a number of seconds" };
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let (whole, digits) = (number(whole, LIMIT_SECONDS).map_err(|_| error)?, fraction.len() as u32);
-    if digits > 3 || (digits == 0 && text.contains('.')) {
-        return Err(error);
-    }
-    let fraction = if digits == 0 { 0 } else { number(fraction, 999).map_err(|_| error)? };
-    Ok(whole * 1000 + fraction * 10u64.pow(3 - digits))
 }
 
 #[cfg(test)]
