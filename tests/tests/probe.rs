@@ -66,6 +66,8 @@ fn damaged_pages_are_found_and_named() {
     }
     let bad: Vec<_> = phases(&reports, "verify").iter().map(|line| line["bad"].as_u64()).collect();
     assert_eq!(bad, [Some(0), Some(3)]);
+    // Without a status of its own the guest says that pages were bad.
+    run("fill:1M,text=100;damage:flip;verify", &["--memory", "64M"]).expect_status(64 + 1);
 }
 
 #[test]
@@ -77,7 +79,7 @@ fn what_cannot_be_run_is_said_and_the_guest_ends() {
         ("fill:1M;walk:2M", "walk: 512 pages asked, 256 are filled"),
         ("verify;free:4K", "free: 1 pages asked, 0 are filled"),
     ] {
-        let reports = run(program, &["--memory", "64M"]).expect_status(0).reports();
+        let reports = run(program, &["--memory", "64M"]).expect_status(64 + 2).reports();
         assert_eq!(reports.last().expect("reports")["error"], error, "{program}");
     }
 }

@@ -13,7 +13,7 @@ pub fn print(line: &mut Line) {
     cpu::print_bytes(line.finish());
 }
 
-/// Prints why the probe cannot go on, and resets. The first failure is printed, others are its consequences.
+/// Prints why the probe cannot go on, and ends. The first failure is printed, others are its consequences.
 pub fn fail(cause: impl Display) -> ! {
     static FAILED: AtomicBool = AtomicBool::new(false);
     if !FAILED.swap(true, Ordering::SeqCst) {
@@ -21,7 +21,7 @@ pub fn fail(cause: impl Display) -> ! {
         line.text("error", cause);
         print(&mut line);
     }
-    cpu::reset()
+    cpu::end(cpu::END_ERROR)
 }
 
 /// Where entry.s sends the processor after an exception, on a stack of its own.
