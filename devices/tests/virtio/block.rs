@@ -284,8 +284,11 @@ fn many_requests_at_once_are_all_answered() {
         guest.submit(0, &[readable(HEADER, 16), writable(4 << 20, bytes as u32), writable(STATUS, 1)]);
     }
     guest.kick(0);
+    guest.turn();
+    let mut used = guest.take_used(0);
+    assert!((1..64).contains(&used.len()), "the other devices get their turn: {}", used.len());
     guest.settle();
-    let used = guest.take_used(0);
+    used.extend(guest.take_used(0));
     assert_eq!(used.len(), 64);
     assert!(used.iter().all(|(_, written)| u64::from(*written) == bytes + 1));
 }
