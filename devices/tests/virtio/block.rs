@@ -109,6 +109,13 @@ fn writes_where_it_should() {
         assert!(bytes.iter().all(|byte| *byte == expected), "sector {sector}");
     }
     assert_eq!(send(&mut guest, FLUSH, 0, &[]), OK);
+    // A driver that cannot flush: written through.
+    guest.start(0);
+    assert_eq!(send(&mut guest, OUT, 99, &[0xdd; 512]), OK);
+    assert_eq!(send(&mut guest, WRITE_ZEROES, 0, &range(98, 1, 0)), OK);
+    file.as_file().read_exact_at(&mut content[..1024], 98 * 512).unwrap();
+    assert_eq!(content[..512], [0; 512]);
+    assert_eq!(content[512..1024], [0xdd; 512]);
 }
 
 #[test]
