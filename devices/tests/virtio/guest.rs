@@ -258,6 +258,11 @@ impl Guest {
         }
     }
 
+    /// One turn of the event loop: each descriptor that is ready has one event.
+    pub fn turn(&mut self) {
+        self.events.run_with_timeout(0).unwrap();
+    }
+
     /// Lets the event loop run until there is nothing left to do.
     pub fn settle(&mut self) {
         for _ in 0..TURNS_MAX {

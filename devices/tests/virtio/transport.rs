@@ -14,6 +14,9 @@ use crate::guest::{
     VERSION_1, WRITE, readable, writable,
 };
 
+/// What makes the recorder's host side fail.
+const FAIL: u64 = 1000;
+
 /// A device that hands every chain back and writes down what happened to it.
 struct Recorder {
     log: Arc<Mutex<Vec<String>>>,
@@ -69,7 +72,9 @@ impl VirtioDevice for Recorder {
     }
 
     fn host_event(&mut self, driver: Option<&mut Driver>) -> Result<(), DeviceError> {
-        let _ = self.host.read();
+        if self.host.read().unwrap_or(0) == FAIL {
+            return Err(DeviceError::Host { object: "host side".to_owned(), cause: std::io::ErrorKind::Other.into() });
+        }
         self.config += 1;
         let active = driver.is_some();
         if let Some(driver) = driver {
@@ -123,6 +128,20 @@ fn a_device_is_called_when_something_happens() {
     guest.start(0);
     guest.settle();
     assert_eq!(taken(), ["reset", "host true", "queue 0: 0", "queue 1: 0"]);
+}
+
+#[test]
+fn a_device_may_break_before_it_has_a_driver() {
+    let (mut guest, _log, host) = recorder();
+    host.write(FAIL).unwrap();
+    guest.settle();
+    assert!(guest.transport.is_broken());
+    assert_eq!(guest.transport.last_error().unwrap(), "recorder: host side: other error");
+    assert_eq!(guest.interrupts(), 0, "nobody to tell yet");
+    assert!(!guest.negotiate(VERSION_1));
+    assert_eq!(guest.status(), NEEDS_RESET);
+    guest.start(0);
+    guest.request(1, &[writable(BUFFERS, 1)]);
 }
 
 #[test]
