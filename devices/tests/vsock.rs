@@ -112,15 +112,21 @@ fn host_reaches_the_guest() {
 
 #[test]
 fn what_follows_the_line_is_the_guests() {
-    let mut setup = Setup::new();
-    let mut process = setup.connect();
-    process.write_all(b"CONNECT 52\nearly").unwrap();
-    process.shutdown(Shutdown::Write).unwrap();
-    let mut stream = Stream::accept(&mut setup.driver);
-    stream.read(&mut setup.driver, 5);
-    assert_eq!(stream.received, b"early");
-    let (header, _) = setup.driver.receive_op(op::SHUTDOWN);
-    assert_eq!(header.flags, SHUTDOWN_SEND);
+    // The device sees the process and its line at once, or one after the other.
+    for apart in [false, true] {
+        let mut setup = Setup::new();
+        let mut process = setup.connect();
+        if apart {
+            setup.driver.guest.run();
+        }
+        process.write_all(b"CONNECT 52\nearly").unwrap();
+        let mut stream = Stream::accept(&mut setup.driver);
+        stream.read(&mut setup.driver, 5);
+        assert_eq!(stream.received, b"early");
+        process.shutdown(Shutdown::Write).unwrap();
+        let (header, _) = setup.driver.receive_op(op::SHUTDOWN);
+        assert_eq!(header.flags, SHUTDOWN_SEND);
+    }
 }
 
 #[test]

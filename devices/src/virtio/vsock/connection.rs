@@ -25,7 +25,7 @@ pub struct SocketEvent {
     pub readable: bool,
     /// There is room to write.
     pub writable: bool,
-    /// Both directions are over.
+    /// Both directions are over: the process is gone, or each side has ended its own.
     pub hung_up: bool,
 }
 
@@ -264,15 +264,12 @@ impl Connection {
 
     /// What the guest should know of the ends of both directions.
     fn shutdown_due(&self) -> u32 {
-        let guest_sent_all = self.guest_shutdown & SHUTDOWN_SEND != 0 && self.backlog.is_empty();
         let guest_is_deaf = self.guest_shutdown & SHUTDOWN_RECEIVE != 0;
         let sends_no_more = self.host_sent_all || (self.host_receives_no_more && guest_is_deaf);
-        // When both have sent all, nobody has anything to receive: said so, the guest ends the connection.
-        let receives_no_more = self.host_receives_no_more || (self.host_sent_all && guest_sent_all);
         // What was told stays told.
         self.told_shutdown
             | if sends_no_more { SHUTDOWN_SEND } else { 0 }
-            | if receives_no_more { SHUTDOWN_RECEIVE } else { 0 }
+            | if self.host_receives_no_more { SHUTDOWN_RECEIVE } else { 0 }
     }
 
     fn update_credit(&mut self, header: &Header) {
@@ -360,24 +357,13 @@ impl Connection {
     }
 
     fn flush(&mut self) {
-        while !self.backlog.is_empty() {
-            // Taken out for the call; `write` does not look at it, except to drop it when the reader is gone.
-            let mut backlog = std::mem::take(&mut self.backlog);
-            let (front, _) = backlog.as_slices();
-            let offered = front.len();
-            let written = self.write(front);
-            if self.host_receives_no_more {
-                // The rest counts as taken too.
-                self.credit.forward((backlog.len() - offered) as u32);
-                break;
-            }
-            backlog.drain(..written);
-            if !backlog.is_empty() {
-                self.backlog = backlog;
-            }
-            if written < offered {
-                break;
-            }
+        // Taken out for the call; should the reader be gone, all of it counts as taken.
+        let mut backlog = std::mem::take(&mut self.backlog);
+        let written = self.write(backlog.make_contiguous());
+        backlog.drain(..written);
+        if !backlog.is_empty() {
+            // An empty one gives its memory back.
+            self.backlog = backlog;
         }
         self.backlog_changed();
     }

@@ -147,6 +147,11 @@ fn data_flows_within_the_guests_credit() {
     connection.receive(&Header { buf_alloc: 10, fwd_cnt: 9, ..packet(op::CREDIT_UPDATE) }, &[]);
     assert_eq!(next(&mut connection).1, b"st");
     assert_eq!(try_next(&mut connection), None);
+    // The next time too.
+    process.write_all(b"and farewell").unwrap();
+    readable(&mut connection);
+    assert_eq!(next(&mut connection).1, b"and far");
+    assert_eq!(next(&mut connection).0.op, op::CREDIT_REQUEST);
 }
 
 #[test]
