@@ -1,1 +1,9 @@
-//! Tests.
+//! What the integration tests and benches of Cistern share.
+
+pub mod debian;
+pub mod guests;
+pub mod initramfs;
+pub mod lab;
+pub mod process;
+pub mod qemu;
+pub mod smaps;

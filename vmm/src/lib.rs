@@ -1,1 +1,24 @@
-//! Hypervisor.
+//! The Cistern hypervisor as a library: [`options`] and [`config`] say what is wanted, [`machine`] puts it together,
+//! [`supervisor`] runs it, and [`outcome`] is how it ends.
+
+pub mod boot;
+pub mod bus;
+pub mod config;
+pub mod cpu;
+pub mod device_set;
+pub mod firmware;
+pub mod guests;
+pub mod host;
+pub mod layout;
+pub mod machine;
+pub mod options;
+pub mod outcome;
+pub mod signals;
+pub mod size;
+pub mod supervisor;
+pub mod terminal;
+pub mod timeline;
+pub mod verdict;
+pub mod vm;
+
+mod device_loop;

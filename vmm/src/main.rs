@@ -1,2 +1,185 @@
 //! The `cistern` command.
-fn main() {}
+
+mod cli;
+mod demo;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::panic;
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use cistern::config::ConsoleTarget;
+use cistern::guests;
+use cistern::host::{Host, Virtualization, host_memory_bytes};
+use cistern::machine::Machine;
+use cistern::options::{OptionsError, RunOptions};
+use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
+use cistern::signals::{Signals, restore_terminal_on_fatal_signals};
+use cistern::size::Size;
+use cistern::supervisor::Controls;
+use cistern::terminal::{self, ConsoleInput};
+use cistern::timeline::Timeline;
+use cistern_memory::UserfaultSupport;
+use clap::Parser;
+use clap::error::ErrorKind;
+use cli::{Cli, Command, GuestCommand, Run};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let result = match cli.command {
+        Command::Run(run) => run_machine(*run),
+        Command::Demo(demo) => demo::run(demo.json),
+        Command::Guest(command) => guest(command),
+        Command::Host { json } => host(json),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            let usage = error.is::<OptionsError>();
+            ExitCode::from(if usage { STATUS_USAGE } else { STATUS_ERROR })
+        }
+    }
+}
+
+/// One line on stderr. Error numbers are for programs; the words before them are enough.
+fn complain(message: &str) {
+    let mut line = message.replace('\n', "; ");
+    while let Some(start) = line.find(" (os error ") {
+        let Some(length) = line[start..].find(')') else { break };
+        line.replace_range(start..=start + length, "");
+    }
+    // With stderr closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "cistern: {line}");
+}
+
+/// Help and version as clap prints them; anything else as the one line that matters.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { STATUS_USAGE } else { 0 });
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+    let message = lines.collect::<Vec<_>>().join(" ");
+    complain(message.strip_prefix("error: ").unwrap_or(&message));
+    ExitCode::from(STATUS_USAGE)
+}
+
+fn run_machine(run: Run) -> anyhow::Result<u8> {
+    let timeline = Arc::new(Timeline::default());
+    timeline.mark("start");
+    let options = match &run.config {
+        Some(path) => run.options.or(RunOptions::from_file(path)?),
+        None => run.options,
+    };
+    let config = options.resolve()?;
+    if let Some((memory_bytes, swap_bytes)) = host_memory_bytes()
+        && config.memory.bytes > memory_bytes
+        && swap_bytes == 0
+    {
+        let host = Size { bytes: memory_bytes };
+        complain(&format!("warning: --memory {} is more than this host's {host}, which has no swap", config.memory));
+    }
+    // Signals are blocked before the first thread starts, so that only the supervisor sees them.
+    timeline.mark("read options");
+    let signals = Signals::block().context("signals")?;
+    let machine = Machine::build_timed(&config, &timeline)?;
+    let serial = machine.serial().clone();
+    terminal_safety().context("signals")?;
+    let input = match config.console {
+        ConsoleTarget::Stdio => Some(ConsoleInput::new(io::stdin().as_fd().try_clone_to_owned().context("stdin")?)?),
+        _ => None,
+    };
+    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout });
+    terminal::restore();
+    if run.boot_times {
+        let _ = writeln!(io::stderr(), "{}", timeline.to_json());
+    }
+    if let Some(failure) = serial.take_output_failure() {
+        complain(&format!("console: {} bytes of output lost: {}", failure.lost_bytes, failure.cause));
+    }
+    let outcome = outcome?;
+    match &outcome {
+        Outcome::Crash(_) => complain(&outcome.to_string()),
+        Outcome::TimedOut => {
+            complain(&format!("timed out after {} s, guest stopped", config.timeout.unwrap_or_default().as_secs_f64()))
+        }
+        _ => {}
+    }
+    Ok(outcome.status())
+}
+
+/// However the process ends, the terminal is left as it was found.
+fn terminal_safety() -> io::Result<()> {
+    let default_hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        terminal::restore();
+        default_hook(info);
+        // A thread is lost, and with it a part of the machine: there is no going on.
+        process::exit(i32::from(STATUS_ERROR));
+    }));
+    restore_terminal_on_fatal_signals()
+}
+
+fn guest(command: GuestCommand) -> anyhow::Result<u8> {
+    match command {
+        GuestCommand::List => {
+            for guest in &guests::GUESTS {
+                println!("{:10} {}", guest.name, guest.description);
+            }
+        }
+        GuestCommand::Write { name, file } => {
+            let guest = guests::find(&name)
+                .ok_or_else(|| anyhow!("no guest named '{name}': 'cistern guest list' names them"))?;
+            guest.write(&file).with_context(|| file.display().to_string())?;
+        }
+    }
+    Ok(0)
+}
+
+fn host(json: bool) -> anyhow::Result<u8> {
+    let host = Host::open()?;
+    let virtualization = match host.virtualization {
+        Virtualization::Hardware => "hardware",
+        Virtualization::Pvm => "pvm",
+    };
+    let userfault = UserfaultSupport::probe();
+    let (memory_bytes, swap_bytes) = host_memory_bytes().unwrap_or_default();
+    if json {
+        let report = serde_json::json!({
+            "kvm": virtualization,
+            "guest_physical_address_bits": host.physical_address_bits,
+            "memory_bytes": memory_bytes,
+            "swap_bytes": swap_bytes,
+            "userfaultfd": userfault.as_ref().ok().map(|support| serde_json::json!({
+                "write_protect": support.write_protect,
+                "move": support.move_pages,
+            })),
+        });
+        println!("{report}");
+        return Ok(0);
+    }
+    println!("KVM           {virtualization}, {}-bit guest addresses", host.physical_address_bits);
+    println!("memory        {}, swap {}", Size { bytes: memory_bytes }, Size { bytes: swap_bytes });
+    match userfault {
+        Ok(support) => {
+            let word = |has| if has { "yes" } else { "no" };
+            println!(
+                "userfaultfd   yes: write-protect {}, move {}",
+                word(support.write_protect),
+                word(support.move_pages)
+            );
+        }
+        Err(error) => println!("userfaultfd   no: {error}"),
+    }
+    Ok(0)
+}

@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use cistern_memory::Memory;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
+use vm_memory::{Bytes, GuestAddress};
+
 use super::interrupt::Interrupt;
 use super::scatter::Buffers;
 
@@ -49,12 +51,14 @@ pub struct VirtQueue {
     starved: bool,
     /// Buffers were used since the last [`VirtQueue::notify`].
     used: bool,
+    /// The next [`VirtQueue::notify`] interrupts in any case.
+    interrupt_due: bool,
 }
 
 impl VirtQueue {
     /// Wraps a queue the driver has set up.
     pub fn new(queue: Queue) -> Self {
-        Self { queue, budget: u32::MAX, starved: false, used: false }
+        Self { queue, budget: u32::MAX, starved: false, used: false, interrupt_due: false }
     }
 
     /// True while the driver has the queue enabled.
@@ -135,13 +139,39 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Hands several chains back of which the driver must see all or none; pairs of head index and bytes written.
+    ///
+    /// # Errors
+    /// When the used ring is not in guest memory.
+    pub fn add_used_together(&mut self, memory: &Memory, used: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((last_head, last_bytes), others)) = used.split_last() else { return Ok(()) };
+        let first = self.queue.next_used();
+        for ((head_index, written_bytes), position) in others.iter().zip(0_u16..) {
+            let slot = first.wrapping_add(position) % self.queue.size();
+            // The ring begins with flags and index, two bytes each; an element is index and length, four bytes each.
+            let element = u64::from(*head_index) | u64::from(*written_bytes) << 32;
+            let address = self.queue.used_ring() + 4 + 8 * u64::from(slot);
+            memory
+                .write_slice(&element.to_le_bytes(), GuestAddress(address))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+        }
+        // The last one moves the index over all of them. The queue then takes it for a single one when it decides on an
+        // interrupt, so that decision is made here: one too many does no harm.
+        self.queue.set_next_used(first.wrapping_add(others.len() as u16));
+        self.interrupt_due |= !others.is_empty();
+        self.add_used(memory, *last_head, *last_bytes)
+    }
+
     /// Interrupts the driver if it wants to know about the buffers used since the last call.
     ///
     /// # Errors
     /// When the rings are not in guest memory.
     pub fn notify(&mut self, memory: &Memory, interrupt: &Interrupt) -> Result<(), QueueError> {
-        if std::mem::take(&mut self.used) && self.queue.ready() && self.queue.needs_notification(memory)? {
-            interrupt.signal_queue();
+        if std::mem::take(&mut self.used) && self.queue.ready() {
+            let wanted = self.queue.needs_notification(memory)?;
+            if std::mem::take(&mut self.interrupt_due) || wanted {
+                interrupt.signal_queue();
+            }
         }
         Ok(())
     }

@@ -154,3 +154,102 @@ impl<'m> Scatter<'m> {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const BYTES: usize = 4096;
+
+    /// Guest memory in which byte n is n, and a list of pieces of it in any order, which may overlap.
+    fn scatter<'m>(memory: &'m Memory, pieces: &[(usize, usize)]) -> (Scatter<'m>, Vec<usize>) {
+        let mut list = Scatter::default();
+        let mut addresses = Vec::new();
+        for (start, bytes) in pieces {
+            let slice = GuestMemoryBackend::get_slice(memory, GuestAddress(*start as u64), *bytes);
+            list.push(slice.expect("inside the memory"));
+            addresses.extend(*start..start + bytes);
+        }
+        (list, addresses)
+    }
+
+    fn memory() -> Memory {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), BYTES)]).expect("a page can be mapped");
+        let content: Vec<u8> = (0..BYTES).map(|address| content_at(&address)).collect();
+        memory.write_slice(&content, GuestAddress(0)).expect("the memory is that long");
+        memory
+    }
+
+    fn content_at(address: &usize) -> u8 {
+        (address % 251) as u8
+    }
+
+    proptest! {
+        /// Whatever is done to a list, it is the list of addresses that a plain vector would be.
+        #[test]
+        fn behaves_like_a_vector(
+            pieces in prop::collection::vec((0..BYTES - 64, 0..64_usize), 0..8),
+            actions in prop::collection::vec((0..5, 0..100_usize), 0..12),
+        ) {
+            let memory = memory();
+            let (mut list, mut model) = scatter(&memory, &pieces);
+            for (action, bytes) in actions {
+                let kept = bytes.min(model.len());
+                match action {
+                    0 => {
+                        list.advance(bytes);
+                        model.drain(..kept);
+                    }
+                    1 => {
+                        list.truncate(bytes);
+                        model.truncate(bytes);
+                    }
+                    2 => {
+                        let tail = list.split_off(bytes);
+                        prop_assert_eq!(addresses(&memory, &tail), model.split_off(kept));
+                    }
+                    3 => {
+                        let mut buffer = vec![0; bytes];
+                        prop_assert_eq!(list.read(&mut buffer), kept);
+                        let expected: Vec<u8> = model.drain(..kept).map(|address| content_at(&address)).collect();
+                        prop_assert_eq!(&buffer[..kept], expected);
+                    }
+                    _ => {
+                        // What is there already, so that overlaps do not matter.
+                        let content: Vec<u8> = model.iter().take(kept).map(content_at).collect();
+                        prop_assert_eq!(list.write(&content), kept);
+                        model.drain(..kept);
+                    }
+                }
+                prop_assert_eq!(list.len(), model.len());
+                prop_assert_eq!(list.is_empty(), model.is_empty());
+                prop_assert_eq!(addresses(&memory, &list), model.clone());
+            }
+        }
+    }
+
+    /// The addresses a list covers, as the kernel would see them.
+    fn addresses(memory: &Memory, list: &Scatter) -> Vec<usize> {
+        let base = GuestMemoryBackend::get_host_address(memory, GuestAddress(0)).expect("mapped") as usize;
+        let mut iovecs = Vec::new();
+        list.append_iovecs(&mut iovecs);
+        assert_eq!(iovecs.len(), list.segments());
+        iovecs.iter().flat_map(|iovec| (0..iovec.iov_len).map(|at| iovec.iov_base as usize - base + at)).collect()
+    }
+
+    #[test]
+    fn written_bytes_arrive_where_they_belong() {
+        let memory = memory();
+        let (mut list, _) = scatter(&memory, &[(100, 3), (50, 2)]);
+        assert_eq!(list.write(&[201, 202, 203, 204]), 4);
+        assert_eq!(list.write(&[205, 206]), 1);
+        let mut around = [0; 5];
+        memory.read_slice(&mut around, GuestAddress(99)).expect("inside");
+        assert_eq!(around, [99, 201, 202, 203, 103]);
+        memory.read_slice(&mut around, GuestAddress(49)).expect("inside");
+        assert_eq!(around, [49, 204, 205, 52, 53]);
+    }
+}

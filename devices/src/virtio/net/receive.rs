@@ -1,0 +1,122 @@
+//! Frames from the tap to the guest, read straight into its buffers.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use cistern_memory::Memory;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+
+use super::{FRAME_BYTES_MAX, HEADER_BYTES, Net, RECEIVE};
+use crate::virtio::device::{DeviceError, Driver};
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::scatter::{Buffers, MAX_SEGMENTS};
+
+/// Frames read in one event before the other devices get their turn, those that are dropped included.
+const FRAMES_PER_EVENT: usize = 256;
+
+/// Where the header holds the number of chains that the frame takes (`num_buffers`, 16 bits).
+const CHAIN_COUNT_OFFSET: usize = 10;
+
+/// Buffers taken from the queue for the next frame.
+#[derive(Default)]
+struct Posted<'m> {
+    chains: VecDeque<Buffers<'m>>,
+    bytes: usize,
+    segments: usize,
+}
+
+impl Net {
+    /// Reads frames until the tap or the guest's buffers are used up.
+    pub(super) fn receive(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
+        let mergeable = driver.has_feature(VIRTIO_NET_F_MRG_RXBUF);
+        let memory = driver.ram.memory();
+        let queue = &mut driver.queues[RECEIVE];
+        let mut posted = Posted::default();
+        let mut frames = 0;
+        while self.tap_ready && posted.fill(queue, memory, mergeable)? {
+            if frames == FRAMES_PER_EVENT {
+                queue.yield_event();
+                break;
+            }
+            frames += 1;
+            self.receive_frame(queue, memory, &mut posted)?;
+        }
+        posted.chains.iter().for_each(|_| queue.undo_pop());
+        Ok(queue.notify(memory, &driver.interrupt)?)
+    }
+
+    fn receive_frame(
+        &mut self,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+        posted: &mut Posted,
+    ) -> Result<(), DeviceError> {
+        let mut iovecs = Vec::with_capacity(posted.segments + 1);
+        posted.chains.iter().for_each(|chain| chain.writable.append_iovecs(&mut iovecs));
+        iovecs.truncate(MAX_SEGMENTS - 1);
+        let room = iovecs.iter().map(|iovec| iovec.iov_len).sum::<usize>();
+        // The kernel cuts a frame that is too long in silence; one byte behind the guest's buffers tells.
+        let mut overflow = 0_u8;
+        iovecs.push(libc::iovec { iov_base: (&raw mut overflow).cast(), iov_len: 1 });
+        // SAFETY: all iovecs but the last point into guest memory, which holds no Rust references and outlives `memory`;
+        // the last is a local byte.
+        let read = unsafe { self.tap.read(&iovecs) };
+        match read.map_err(|cause| self.host_error(cause))? {
+            None => self.tap_ready = false,
+            Some(bytes) if bytes > room || bytes < HEADER_BYTES => {
+                self.counters.receive_dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(bytes) => {
+                posted.use_up(queue, memory, bytes)?;
+                self.counters.received.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'m> Posted<'m> {
+    /// Takes chains from the queue until the longest frame fits, or one chain where a frame may not use more. False
+    /// when it is better to wait for the driver.
+    fn fill(&mut self, queue: &mut VirtQueue, memory: &'m Memory, mergeable: bool) -> Result<bool, DeviceError> {
+        let enough = if mergeable { FRAME_BYTES_MAX } else { 1 };
+        while self.bytes < enough && self.segments < MAX_SEGMENTS - 1 {
+            if let Some(chain) = queue.pop_buffers(memory)? {
+                if !chain.readable.is_empty() || chain.writable.len() < HEADER_BYTES {
+                    return Err(DeviceError::Request("receive buffer too short, or not for writing"));
+                }
+                self.bytes += chain.writable.len();
+                self.segments += chain.writable.segments();
+                self.chains.push_back(chain);
+            } else if !queue.enable_kicks(memory)? {
+                // A frame that does not fit would be lost: a driver with less than half of its buffers on the queue is
+                // about to bring more. One that uses short queues may never have enough for the longest frame.
+                let settled = self.chains.len() >= usize::from(queue.size() / 2);
+                return Ok(!queue.is_starved() && !self.chains.is_empty() && settled);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Hands back the chains that hold a frame of `bytes` bytes, all at once: the driver must not see a part of it.
+    fn use_up(&mut self, queue: &mut VirtQueue, memory: &Memory, bytes: usize) -> Result<(), DeviceError> {
+        let mut used = Vec::new();
+        let mut header = None;
+        let mut left = bytes;
+        while left > 0 {
+            let chain = self.chains.pop_front().expect("the frame was read into these chains");
+            let part = left.min(chain.writable.len());
+            left -= part;
+            self.bytes -= chain.writable.len();
+            self.segments -= chain.writable.segments();
+            used.push((chain.head_index, part as u32));
+            header.get_or_insert(chain.writable);
+        }
+        if let Some(mut header) = header {
+            // The kernel leaves this field of the header to us. The queue has at most 256 chains.
+            header.advance(CHAIN_COUNT_OFFSET);
+            header.write(&(used.len() as u16).to_le_bytes());
+        }
+        Ok(queue.add_used_together(memory, &used)?)
+    }
+}

@@ -1,0 +1,10 @@
+//! The virtio devices behind their transport, driven as a guest would: registers, rings in guest RAM, the event loop.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod block;
+mod guest;
+mod hostile;
+mod net;
+mod network;
+mod rng;
+mod transport;

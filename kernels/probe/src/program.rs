@@ -1,0 +1,489 @@
+//! The program a probe runs, as its command line spells it.
+//!
+//! ```text
+//! program = step { ";" step }
+//! step    = "fill:" SIZE { "," ("zero" | "dup" | "text" | "random") "=" PERCENT | "," "seed=" NUMBER }
+//!         | "verify"
+//!         | "walk:" SIZE { ",secs=" SECONDS | ",dist=" ("uniform" | "zipf" | "sequential") | ",write=" PERCENT }
+//!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
+//!         | "free:" SIZE [ ",silent" ]
+//!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
+//!         | "repeat:" NUMBER ",(" program ")"
+//!         | "exit" [ ":" NUMBER ]
+//! ```
+//! A SIZE is a number of bytes, or of K, M or G, rounded up to pages. SECONDS may have a fraction. A fill whose kinds
+//! are not given is random. `damage` spoils a filled page, so that a test can see `verify` report it. `exit:N` writes N
+//! to port 0xf4 before the reset.
+
+use core::fmt;
+
+use crate::distribution::Distribution;
+use crate::fills::KindMix;
+use crate::quantity::{milliseconds, number, size};
+
+/// Steps a program may have, loops and their ends included.
+const MAX_STEPS: usize = 64;
+/// Loops inside loops.
+const MAX_DEPTH: usize = 8;
+
+/// How `damage` spoils a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoil {
+    /// Puts back what the page held one write ago.
+    Stale,
+    /// Puts the content of its neighbour there.
+    Foreign,
+    /// Flips one bit.
+    Flip,
+}
+
+/// One thing to do. Sizes are in pages, times in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Fill the next pages.
+    Fill {
+        /// How many.
+        pages: u32,
+        /// With what.
+        kinds: KindMix,
+        /// Made from this.
+        seed: u64,
+    },
+    /// Compare every filled page with what it must be.
+    Verify,
+    /// Touch a working set.
+    Walk {
+        /// The first so many filled pages.
+        pages: u32,
+        /// For how long.
+        milliseconds: u64,
+        /// In which order.
+        distribution: Distribution,
+        /// Share of touches that write.
+        write_percent: u8,
+    },
+    /// Do nothing.
+    Idle {
+        /// For how long.
+        milliseconds: u64,
+        /// Pages to read now and then; 0 for none.
+        touch_pages: u32,
+        /// How often.
+        every_milliseconds: u64,
+    },
+    /// Free the end of what is filled.
+    Free {
+        /// How many.
+        pages: u32,
+        /// Without telling the host.
+        silent: bool,
+    },
+    /// Spoil a page, so that a verify has something to find.
+    Damage {
+        /// In which way.
+        spoil: Spoil,
+        /// The page.
+        page: u32,
+    },
+    /// Do everything up to the matching [`Step::End`] this often.
+    Repeat {
+        /// At least once.
+        times: u32,
+    },
+    /// The end of a loop.
+    End,
+    /// Stop here.
+    Exit {
+        /// Written to port 0xf4, where the VMM may take it for an exit status.
+        code: Option<u8>,
+    },
+}
+
+/// Why a program was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParseError<'a> {
+    /// The part of the program that cannot be understood.
+    pub near: &'a str,
+    /// What is wrong with it.
+    pub cause: &'static str,
+}
+
+impl fmt::Display for ParseError<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        // A whole command line would bury the cause.
+        let near = self.near.char_indices().nth(40).map_or(self.near, |(end, _)| &self.near[..end]);
+        write!(formatter, "program: {} at \"{near}\"", self.cause)
+    }
+}
+
+impl core::error::Error for ParseError<'_> {}
+
+/// A program that was understood.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    steps: [Step; MAX_STEPS],
+    count: usize,
+}
+
+impl Program {
+    /// Reads a program.
+    ///
+    /// # Errors
+    /// The first part that is not as the grammar says, or more steps or deeper loops than there is room for.
+    pub fn parse(text: &str) -> Result<Self, ParseError<'_>> {
+        let mut program = Self { steps: [Step::End; MAX_STEPS], count: 0 };
+        program.parse_steps(text, 0)?;
+        Ok(program)
+    }
+
+    /// The steps, loops not unrolled.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps[..self.count]
+    }
+
+    fn parse_steps<'a>(&mut self, text: &'a str, depth: usize) -> Result<(), ParseError<'a>> {
+        let mut rest = text;
+        loop {
+            let (step, more) = split_outside_parentheses(rest, b';');
+            self.parse_step(step.trim(), depth)?;
+            match more {
+                // A semicolon may also end a program.
+                Some(more) if !more.trim().is_empty() => rest = more,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    fn parse_step<'a>(&mut self, text: &'a str, depth: usize) -> Result<(), ParseError<'a>> {
+        let (head, options) = split_outside_parentheses(text, b',');
+        let (name, argument) = match head.split_once(':') {
+            Some((name, argument)) => (name.trim(), Some(argument.trim())),
+            None => (head.trim(), None),
+        };
+        let needed = argument.filter(|argument| !argument.is_empty());
+        let needed = needed.ok_or(ParseError { near: text, cause: "a value is missing after the colon" });
+        let step = match name {
+            "fill" => fill(size(needed?)?, options)?,
+            "verify" if argument.is_none() => no_options(options, Step::Verify)?,
+            "walk" => walk(size(needed?)?, options)?,
+            "idle" => idle(milliseconds(needed?)?, options)?,
+            "free" => free(size(needed?)?, options)?,
+            "damage" => damage(needed?, options)?,
+            "exit" => {
+                let code = argument.map(|code| number(code, 255).map(|code| code as u8)).transpose()?;
+                no_options(options, Step::Exit { code })?
+            }
+            "repeat" => return self.repeat(number(needed?, u32::MAX.into())? as u32, text, options, depth),
+            "" => return Err(ParseError { near: text, cause: "a step is missing" }),
+            _ => return Err(ParseError { near: text, cause: "unknown step" }),
+        };
+        self.push(step, text)
+    }
+
+    fn repeat<'a>(
+        &mut self,
+        times: u32,
+        text: &'a str,
+        options: Option<&'a str>,
+        depth: usize,
+    ) -> Result<(), ParseError<'a>> {
+        let body = options.map(str::trim).and_then(|body| body.strip_prefix('(')?.strip_suffix(')'));
+        let body = body.ok_or(ParseError { near: text, cause: "repeat needs a program in parentheses" })?;
+        if times == 0 {
+            return Err(ParseError { near: text, cause: "repeat needs at least one round" });
+        }
+        if depth == MAX_DEPTH {
+            return Err(ParseError { near: text, cause: "too many loops inside each other" });
+        }
+        self.push(Step::Repeat { times }, text)?;
+        self.parse_steps(body, depth + 1)?;
+        self.push(Step::End, text)
+    }
+
+    fn push<'a>(&mut self, step: Step, text: &'a str) -> Result<(), ParseError<'a>> {
+        let slot = self.steps.get_mut(self.count).ok_or(ParseError { near: text, cause: "too many steps" })?;
+        *slot = step;
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// Where a running program is.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    next: usize,
+    /// First step of each loop we are in, and the rounds it has left.
+    loops: [(usize, u32); MAX_DEPTH],
+    depth: usize,
+}
+
+impl Cursor {
+    /// The next step to do; `None` at the end. Never a [`Step::Repeat`] or [`Step::End`].
+    pub fn next(&mut self, program: &Program) -> Option<Step> {
+        loop {
+            let step = *program.steps().get(self.next)?;
+            self.next += 1;
+            match step {
+                Step::Repeat { times } => {
+                    self.loops[self.depth] = (self.next, times - 1);
+                    self.depth += 1;
+                }
+                Step::End => match &mut self.loops[self.depth - 1] {
+                    (_, 0) => self.depth -= 1,
+                    (first, rounds) => {
+                        *rounds -= 1;
+                        self.next = *first;
+                    }
+                },
+                step => return Some(step),
+            }
+        }
+    }
+}
+
+/// Cuts at the first separator that is not inside parentheses.
+fn split_outside_parentheses(text: &str, separator: u8) -> (&str, Option<&str>) {
+    let mut depth = 0i32;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'(' => depth += 1,
+            b')' => depth -= 1,
+            _ if byte == separator && depth == 0 => return (&text[..at], Some(&text[at + 1..])),
+            _ => {}
+        }
+    }
+    (text, None)
+}
+
+/// Calls `set(option, key, value)` for every option; it answers whether it knows the key.
+fn for_each_option<'a>(
+    options: Option<&'a str>,
+    mut set: impl FnMut(&'a str, &'a str, Option<&'a str>) -> Result<bool, ParseError<'a>>,
+) -> Result<(), ParseError<'a>> {
+    let Some(options) = options else { return Ok(()) };
+    for option in options.split(',').map(str::trim) {
+        let (key, value) = match option.split_once('=') {
+            Some((key, value)) => (key.trim(), Some(value.trim())),
+            None => (option, None),
+        };
+        if !set(option, key, value)? {
+            return Err(ParseError { near: option, cause: "unknown option" });
+        }
+    }
+    Ok(())
+}
+
+fn no_options(options: Option<&str>, step: Step) -> Result<Step, ParseError<'_>> {
+    for_each_option(options, |_, _, _| Ok(false)).map(|()| step)
+}
+
+fn value<'a>(option: &'a str, value: Option<&'a str>) -> Result<&'a str, ParseError<'a>> {
+    value.ok_or(ParseError { near: option, cause: "a value is missing" })
+}
+
+fn fill(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
+    let (mut kinds, mut seed) = ([0u8; 4], 0);
+    let mut any_kind = false;
+    for_each_option(options, |option, key, given| {
+        let at = match key {
+            "zero" => 0,
+            "dup" => 1,
+            "text" => 2,
+            "random" => 3,
+            "seed" => {
+                seed = number(value(option, given)?, u64::MAX)?;
+                return Ok(true);
+            }
+            _ => return Ok(false),
+        };
+        kinds[at] = number(value(option, given)?, 100)? as u8;
+        any_kind = true;
+        Ok(true)
+    })?;
+    if !any_kind {
+        kinds[3] = 100;
+    }
+    if kinds.iter().map(|&percent| u32::from(percent)).sum::<u32>() != 100 {
+        return Err(ParseError { near: options.unwrap_or_default(), cause: "the kinds do not sum to 100 percent" });
+    }
+    let [zero, dup, text, random] = kinds;
+    Ok(Step::Fill { pages, kinds: KindMix { zero, dup, text, random }, seed })
+}
+
+fn walk(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
+    let (mut duration, mut distribution, mut write_percent) = (1000, Distribution::Uniform, 0);
+    for_each_option(options, |option, key, given| {
+        match key {
+            "secs" => duration = milliseconds(value(option, given)?)?,
+            "write" => write_percent = number(value(option, given)?, 100)? as u8,
+            "dist" => {
+                distribution = match value(option, given)? {
+                    "uniform" => Distribution::Uniform,
+                    "zipf" => Distribution::Zipf,
+                    "sequential" | "seq" => Distribution::Sequential,
+                    _ => return Err(ParseError { near: option, cause: "unknown distribution" }),
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
+    Ok(Step::Walk { pages, milliseconds: duration, distribution, write_percent })
+}
+
+fn idle(duration: u64, options: Option<&str>) -> Result<Step, ParseError<'_>> {
+    let (mut touch_pages, mut every) = (0, 1000);
+    for_each_option(options, |option, key, given| {
+        match key {
+            "touch" => touch_pages = size(value(option, given)?)?,
+            "every" => every = milliseconds(value(option, given)?)?,
+            _ => return Ok(false),
+        }
+        if every == 0 {
+            return Err(ParseError { near: option, cause: "every=0 is not idle" });
+        }
+        Ok(true)
+    })?;
+    Ok(Step::Idle { milliseconds: duration, touch_pages, every_milliseconds: every })
+}
+
+fn free(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
+    let mut silent = false;
+    for_each_option(options, |_, key, given| {
+        silent |= key == "silent" && given.is_none();
+        Ok(key == "silent" && given.is_none())
+    })?;
+    Ok(Step::Free { pages, silent })
+}
+
+fn damage<'a>(spoil: &'a str, options: Option<&'a str>) -> Result<Step, ParseError<'a>> {
+    let spoil = match spoil {
+        "stale" => Spoil::Stale,
+        "foreign" => Spoil::Foreign,
+        "flip" => Spoil::Flip,
+        _ => return Err(ParseError { near: spoil, cause: "unknown damage" }),
+    };
+    let mut page = 0;
+    for_each_option(options, |option, key, given| {
+        if key == "page" {
+            page = number(value(option, given)?, u32::MAX.into())? as u32;
+        }
+        Ok(key == "page")
+    })?;
+    Ok(Step::Damage { spoil, page })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(text: &str) -> Vec<Step> {
+        Program::parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).steps().to_vec()
+    }
+
+    #[test]
+    fn the_whole_grammar_is_understood() {
+        let text = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7; verify;walk:32M,secs=5,dist=zipf,write=30;\
+                    idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:2,(idle:1));\
+                    damage:flip,page=3;exit:7";
+        let kinds = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
+        let idle = |milliseconds, touch_pages, every_milliseconds| Step::Idle {
+            milliseconds,
+            touch_pages,
+            every_milliseconds,
+        };
+        let expected = [
+            Step::Fill { pages: 16_384, kinds, seed: 7 },
+            Step::Verify,
+            Step::Walk { pages: 8_192, milliseconds: 5_000, distribution: Distribution::Zipf, write_percent: 30 },
+            idle(2_000, 0, 1_000),
+            idle(250, 1, 1_500),
+            Step::Free { pages: 262_144, silent: true },
+            Step::Free { pages: 1, silent: false },
+            Step::Repeat { times: 3 },
+            Step::Verify,
+            Step::Repeat { times: 2 },
+            idle(1_000, 0, 1_000),
+            Step::End,
+            Step::End,
+            Step::Damage { spoil: Spoil::Flip, page: 3 },
+            Step::Exit { code: Some(7) },
+        ];
+        assert_eq!(parsed(text), expected);
+        assert_eq!(parsed("verify;"), [Step::Verify]);
+    }
+
+    #[test]
+    fn loops_run_as_often_as_they_say() {
+        let program = Program::parse("repeat:2,(verify;repeat:3,(exit));verify").expect("the program is right");
+        let mut cursor = Cursor::default();
+        let mut run = String::new();
+        while let Some(step) = cursor.next(&program) {
+            run.push(if step == Step::Verify { 'v' } else { 'e' });
+        }
+        assert_eq!(run, "veeeveeev");
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_named() {
+        for (text, near, cause) in [
+            ("", "", "a step is missing"),
+            ("verify;;verify", "", "a step is missing"),
+            ("fill", "fill", "a value is missing after the colon"),
+            ("fill:64X", "64X", "not a size (bytes, or a number and K, M or G)"),
+            ("fill:0", "0", "not a size (bytes, or a number and K, M or G)"),
+            ("fill:99999999999G", "99999999999G", "not a size (bytes, or a number and K, M or G)"),
+            ("fill:1M,zero=50", "zero=50", "the kinds do not sum to 100 percent"),
+            ("fill:1M,zero=50,pink=50", "pink=50", "unknown option"),
+            ("fill:1M,zero", "zero", "a value is missing"),
+            ("fill:1M,zero=+100", "+100", "not a number in range"),
+            ("verify:3", "verify:3", "unknown step"),
+            ("walk:1M,dist=poisson", "dist=poisson", "unknown distribution"),
+            ("walk:1M,secs=1.", "1.", "not a number of seconds"),
+            ("idle:1,every=0", "every=0", "every=0 is not idle"),
+            ("repeat:3,verify", "repeat:3,verify", "repeat needs a program in parentheses"),
+            ("repeat:0,(verify)", "repeat:0,(verify)", "repeat needs at least one round"),
+            ("repeat:2,(verify", "repeat:2,(verify", "repeat needs a program in parentheses"),
+            ("repeat:2,(dance)", "dance", "unknown step"),
+            ("exit:256", "256", "not a number in range"),
+            ("dance", "dance", "unknown step"),
+        ] {
+            assert_eq!(Program::parse(text).map(|_| ()), Err(ParseError { near, cause }), "{text}");
+        }
+        let long = "x".repeat(1_000);
+        let message = Program::parse(&long).expect_err("not a step").to_string();
+        assert_eq!(message, format!("program: unknown step at \"{}\"", &long[..40]));
+    }
+
+    #[test]
+    fn programs_are_bounded() {
+        let steps = vec!["verify"; MAX_STEPS].join(";");
+        assert_eq!(parsed(&steps).len(), MAX_STEPS);
+        assert!(Program::parse(&(steps + ";verify")).is_err());
+        let deep = |depth| "repeat:1,(".repeat(depth) + "verify" + &")".repeat(depth);
+        assert_eq!(parsed(&deep(MAX_DEPTH)).len(), 2 * MAX_DEPTH + 1);
+        assert!(Program::parse(&deep(MAX_DEPTH + 1)).is_err());
+        assert!(Program::parse(&deep(100_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_is_too_strange(text in "[a-z0-9:;,=().é ]{0,60}") {
+            if let Ok(program) = Program::parse(&text) {
+                let mut cursor = Cursor::default();
+                for _ in 0..1_000 {
+                    cursor.next(&program);
+                }
+            }
+        }
+
+        #[test]
+        fn broken_programs_do_not_panic(cut in 0..200usize, with in "[;:,=()0-9.GMé]?") {
+            let good = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7;repeat:2,(walk:32M,secs=5,dist=zipf,write=30;\
+                        verify);idle:2,touch=1M,every=0.5;free:1M,silent;exit:3";
+            let cut = cut.min(good.len());
+            let _ = Program::parse(&(good[..cut].to_string() + &with + &good[cut..]));
+        }
+    }
+}

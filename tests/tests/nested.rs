@@ -1,0 +1,133 @@
+//! Tests on the nested host: an ordinary AMD-V host under emulation, once with each of two kernels.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cistern_tests::debian::CloudKernel;
+use cistern_tests::guests::Guest;
+use cistern_tests::initramfs::Initramfs;
+use cistern_tests::lab::Lab;
+use cistern_tests::process;
+use serde_json::Value;
+
+/// Generous: a boot takes seconds, but the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// The lab itself: `kvm_amd` is there, steps report what they did, and a failing one does not stop the next.
+fn lab_works(kernel: CloudKernel) -> Result<()> {
+    let transcript = Lab::new(kernel)?
+        .step("kernel", "uname -r")
+        .step("kvm", "set -e; test -c /dev/kvm; grep -qw svm /proc/cpuinfo; test -d /sys/module/kvm_amd")
+        .step("nested paging", "cat /sys/module/kvm_amd/parameters/npt")
+        .step("failing", "echo before; exit 7")
+        .step("after", "printf 'no newline at the end'")
+        .run(LIMIT)?;
+
+    assert_eq!(transcript.steps.len(), 5, "{transcript:?}");
+    let step = |name| transcript.step(name).expect("the step was started");
+    assert!(step("kernel").output.starts_with(&format!("{}.", kernel.version())), "{transcript:?}");
+    assert_eq!(step("kvm").status, Some(0), "{transcript:?}");
+    assert!(matches!(step("nested paging").output.trim(), "1" | "Y"), "{transcript:?}");
+    assert_eq!((step("failing").status, step("failing").output.trim()), (Some(7), "before"));
+    assert_eq!((step("after").status, step("after").output.as_str()), (Some(0), "no newline at the end"));
+    let error = transcript.check().expect_err("one step failed");
+    assert!(error.to_string().contains("step failing: status 7"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn lab_6_1() -> Result<()> {
+    lab_works(CloudKernel::V6_1)
+}
+
+#[test]
+fn lab_6_12() -> Result<()> {
+    lab_works(CloudKernel::V6_12)
+}
+
+/// A disk whose content the guest must find, and change.
+const MAKE_DISK: &str =
+    "dd if=/dev/urandom of=/tmp/disk bs=1M count=4 2>/dev/null; sha256sum < /tmp/disk > /tmp/before";
+
+/// What a Linux guest does with it: prints its checksum and the number of its CPUs, then writes to it.
+const USE_DISK: &str = "echo cpus $(nproc); sha256sum < /dev/vda; dd if=/dev/vda of=/dev/vda bs=512 count=2048 \
+                        seek=4096 2>/dev/null; sync; head -c 16 /dev/hwrng | wc -c";
+
+/// The host's side: the guest saw what was there, and what it wrote has arrived.
+const CHECK_DISK: &str = "set -e; cat /tmp/log; grep -q 'cpus 2' /tmp/log; grep -qF \"$(cat /tmp/before)\" /tmp/log; \
+                          grep -q '^16' /tmp/log; grep -q 'init.run: status 0' /tmp/log; \
+                          cmp -n 1048576 /tmp/disk /tmp/disk 0 2097152";
+
+/// The same binary as on this machine boots everything there, too.
+fn cistern_boots(kernel: CloudKernel) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let package = kernel.fetch()?;
+    let cloud_initramfs = scratch.path().join("cloud.cpio");
+    Initramfs::for_cloud_guest(&package)?.write(&cloud_initramfs)?;
+
+    let probe = "cistern run --kernel /g/probe --memory 256M --cpus 2 --cmdline 'probe=\"fill:64M,zero=20,dup=20,\
+                 text=40,random=20,seed=7;verify;walk:32M,secs=1,dist=zipf,write=30;free:16M;idle:1;verify\"'";
+    let boot = |images: &str| {
+        format!(
+            "{MAKE_DISK}; timeout 200 cistern run {images} --cpus 2 --memory 256M --disk /tmp/disk --rng \
+             --cmdline 'init.run=\"{USE_DISK}\"' > /tmp/log 2>&1; status=$?; [ $status = 0 ] || {{ cat /tmp/log; \
+             exit $status; }}; {CHECK_DISK}"
+        )
+    };
+    let cloud = "--kernel /g/vmlinuz --initrd /g/cloud.cpio";
+    // Ready means: the guest listens to its power button.
+    let power_button = format!(
+        "cistern run {cloud} --memory 256M --cmdline 'init.run=\"echo ready; sleep 1000\"' > /tmp/log 2>&1 & \
+         while ! grep -q ready /tmp/log; do sleep 1; kill -0 $! || break; done; kill -TERM $!; wait $!; status=$?; \
+         cat /tmp/log; grep -q 'init: power button' /tmp/log || exit 99; exit $status"
+    );
+    let panic = format!(
+        "cistern run {cloud} --memory 256M --cmdline 'init.run=\"echo c > /proc/sysrq-trigger\"' > /tmp/log 2>&1; \
+         status=$?; cat /tmp/log; exit $status"
+    );
+    let transcript = Lab::new(kernel)?
+        .with_program(process::binary())?
+        .with_file("/g/probe", process::probe())
+        .with_file("/g/vmlinux", &Guest::VmlinuxSmp.build()?)
+        .with_file("/g/initramfs.cpio", &Guest::Initramfs.build()?)
+        .with_file("/g/vmlinuz", &package.bzimage)
+        .with_file("/g/cloud.cpio", &cloud_initramfs)
+        .step("host", "cistern host --json")
+        .step("probe", probe)
+        .step("our Linux", &boot("--kernel /g/vmlinux --initrd /g/initramfs.cpio"))
+        .step("stock Debian kernel", &boot(cloud))
+        .step("power button", &power_button)
+        .step("panic", &panic)
+        .run(LIMIT * 3)?;
+
+    let step = |name| transcript.step(name).unwrap_or_else(|| panic!("no step {name}: {transcript:?}"));
+    let host: Value = serde_json::from_str(step("host").output.trim())?;
+    assert_eq!(host["kvm"], "hardware", "{host}");
+    // UFFDIO_MOVE came with Linux 6.8.
+    assert_eq!(host["userfaultfd"]["move"], kernel == CloudKernel::V6_12, "{host}");
+    let reports: Vec<Value> = step("probe")
+        .output
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let verifies: Vec<_> = reports.iter().filter(|report| report["phase"] == "verify").collect();
+    assert_eq!(verifies.len(), 2, "{reports:?}");
+    assert!(verifies.iter().all(|verify| verify["bad"] == 0 && verify["pages"].as_u64() > Some(0)), "{reports:?}");
+    for (name, status) in
+        [("probe", 0), ("our Linux", 0), ("stock Debian kernel", 0), ("power button", 0), ("panic", 3)]
+    {
+        assert_eq!(step(name).status, Some(status), "{name}:\n{}", step(name).output);
+    }
+    Ok(())
+}
+
+#[test]
+fn cistern_6_1() -> Result<()> {
+    cistern_boots(CloudKernel::V6_1)
+}
+
+#[test]
+fn cistern_6_12() -> Result<()> {
+    cistern_boots(CloudKernel::V6_12)
+}

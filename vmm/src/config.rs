@@ -1,0 +1,235 @@
+//! A machine, fully described: what [`crate::machine::Machine`] is built from.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::size::Size;
+
+/// Text that is no device description; the message says what would be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{text}': {reason}")]
+pub struct DescriptionError {
+    text: String,
+    reason: &'static str,
+}
+
+fn refused(text: &str, reason: &'static str) -> DescriptionError {
+    DescriptionError { text: text.to_owned(), reason }
+}
+
+/// A microVM, every default filled in.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// The user's part of the command line.
+    pub cmdline: String,
+    /// No defaults on the command line.
+    pub bare_cmdline: bool,
+    /// Guest memory.
+    pub memory: Size,
+    /// Number of virtual CPUs, at least 1.
+    pub cpus: u8,
+    /// Block devices, in the guest's order.
+    pub disks: Vec<DiskConfig>,
+    /// Network interfaces, in the guest's order.
+    pub nets: Vec<NetConfig>,
+    /// Virtual socket.
+    pub vsock: Option<VsockConfig>,
+    /// Random number device.
+    pub rng: bool,
+    /// Balloon device.
+    pub balloon: BalloonMode,
+    /// Where the serial console goes.
+    pub console: ConsoleTarget,
+    /// Name of the VM.
+    pub name: String,
+    /// How long the guest may run.
+    pub timeout: Option<Duration>,
+}
+
+/// A disk: `FILE[,ro]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Raw image or block device.
+    pub path: PathBuf,
+    /// The guest may not write it.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskConfig {
+    type Err = DescriptionError;
+
+    fn from_str(text: &str) -> Result<Self, DescriptionError> {
+        let (path, read_only) = match text.rsplit_once(',') {
+            Some((path, "ro")) => (path, true),
+            _ => (text, false),
+        };
+        if path.is_empty() {
+            return Err(refused(text, "a disk is FILE or FILE,ro"));
+        }
+        Ok(Self { path: path.into(), read_only })
+    }
+}
+
+/// A network interface: `tap=NAME[,mac=MAC]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The host's tap interface.
+    pub tap: String,
+    /// The guest's address; `None` derives one from the tap's name.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl FromStr for NetConfig {
+    type Err = DescriptionError;
+
+    fn from_str(text: &str) -> Result<Self, DescriptionError> {
+        const FORM: &str = "a network interface is tap=NAME or tap=NAME,mac=02:00:00:00:00:01";
+        let (mut tap, mut mac) = (None, None);
+        for part in text.split(',') {
+            match part.split_once('=') {
+                Some(("tap", name)) if !name.is_empty() && tap.is_none() => tap = Some(name.to_owned()),
+                Some(("mac", address)) if mac.is_none() => {
+                    mac = Some(parse_mac(address).ok_or_else(|| refused(text, FORM))?);
+                }
+                _ => return Err(refused(text, FORM)),
+            }
+        }
+        Ok(Self { tap: tap.ok_or_else(|| refused(text, FORM))?, mac })
+    }
+}
+
+/// Six colon-separated bytes; a multicast address is none an interface can have.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
+}
+
+/// A virtual socket: `cid=N,uds=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct VsockConfig {
+    /// The guest's address.
+    pub cid: u64,
+    /// The host's end.
+    pub uds: PathBuf,
+}
+
+impl FromStr for VsockConfig {
+    type Err = DescriptionError;
+
+    fn from_str(text: &str) -> Result<Self, DescriptionError> {
+        const FORM: &str = "a vsock is cid=N,uds=PATH with N of 3 or more";
+        let (cid, uds) =
+            text.strip_prefix("cid=").and_then(|rest| rest.split_once(",uds=")).ok_or_else(|| refused(text, FORM))?;
+        let cid = cid.parse().map_err(|_| refused(text, FORM))?;
+        if !(3..u64::from(u32::MAX)).contains(&cid) || uds.is_empty() {
+            return Err(refused(text, FORM));
+        }
+        Ok(Self { cid, uds: uds.into() })
+    }
+}
+
+impl TryFrom<String> for VsockConfig {
+    type Error = DescriptionError;
+
+    fn try_from(text: String) -> Result<Self, DescriptionError> {
+        text.parse()
+    }
+}
+
+/// Which balloon the guest gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BalloonMode {
+    /// Balloon with free page reporting.
+    On,
+    /// Balloon, but the guest does not report free pages by itself
+    Noreporting,
+    /// No balloon device
+    Off,
+}
+
+/// Where the serial console goes: `stdio`, `none` or `file:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum ConsoleTarget {
+    /// This terminal, both ways.
+    Stdio,
+    /// Nowhere.
+    None,
+    /// Appended to a file; no input.
+    File(PathBuf),
+}
+
+impl FromStr for ConsoleTarget {
+    type Err = DescriptionError;
+
+    fn from_str(text: &str) -> Result<Self, DescriptionError> {
+        match text {
+            "stdio" => Ok(Self::Stdio),
+            "none" => Ok(Self::None),
+            _ => match text.strip_prefix("file:") {
+                Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
+                _ => Err(refused(text, "a console is stdio, none or file:PATH")),
+            },
+        }
+    }
+}
+
+impl TryFrom<String> for ConsoleTarget {
+    type Error = DescriptionError;
+
+    fn try_from(text: String) -> Result<Self, DescriptionError> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_may_be_read_only() {
+        assert_eq!("a,b.img".parse(), Ok(DiskConfig { path: "a,b.img".into(), read_only: false }));
+        assert_eq!("a,b.img,ro".parse(), Ok(DiskConfig { path: "a,b.img".into(), read_only: true }));
+        assert!(",ro".parse::<DiskConfig>().is_err());
+    }
+
+    #[test]
+    fn interfaces_have_a_tap_and_perhaps_an_address() {
+        let net: NetConfig = "tap=t0,mac=02:0a:00:00:00:ff".parse().expect("valid");
+        assert_eq!((net.tap.as_str(), net.mac), ("t0", Some([2, 10, 0, 0, 0, 255])));
+        for text in ["", "t0", "tap=", "mac=02:00:00:00:00:01", "tap=a,mac=03:00:00:00:00:01", "tap=a,mac=2:0:0:0:0:1"]
+        {
+            assert!(text.parse::<NetConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sockets_have_a_guest_address_and_a_path() {
+        assert_eq!("cid=3,uds=/v".parse(), Ok(VsockConfig { cid: 3, uds: "/v".into() }));
+        for text in ["", "cid=2,uds=/v", "cid=4294967295,uds=/v", "cid=x,uds=/v", "cid=3", "cid=3,uds="] {
+            assert!(text.parse::<VsockConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn consoles_are_one_of_three() {
+        assert_eq!("file:/x".parse(), Ok(ConsoleTarget::File("/x".into())));
+        assert!("files:/x".parse::<ConsoleTarget>().is_err());
+        assert!("file:".parse::<ConsoleTarget>().is_err());
+    }
+}

@@ -1,0 +1,332 @@
+//! What a user may ask of `cistern run`: the same names as flags and in a TOML file.
+//!
+//! [`RunOptions`] is that surface, every field optional; [`RunOptions::resolve`] turns it into a [`MachineConfig`] with
+//! every default filled in and every contradiction refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::config::{BalloonMode, ConsoleTarget, DiskConfig, MachineConfig, NetConfig, VsockConfig};
+use crate::size::Size;
+
+/// Why options make no sense. All of these are usage errors.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// The configuration file cannot be read.
+    #[error("--config {}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: std::io::Error,
+    },
+    /// The configuration file says something that makes no sense.
+    #[error("--config {}: {reason}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, on one line.
+        reason: String,
+    },
+    /// No kernel is named.
+    #[error("--kernel FILE is missing: name a vmlinux or bzImage, or write one with 'cistern guest write probe FILE'")]
+    NoKernel,
+    /// A value is out of its range.
+    #[error("--{flag} {value}: {reason}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What the user wrote.
+        value: String,
+        /// What would be right.
+        reason: String,
+    },
+}
+
+/// Options of `cistern run`. A TOML file has the same names and the same values (`memory = "512M"`, `disk = ["a.img",
+/// "b.img,ro"]`); paths in it are relative to the working directory, as on the command line.
+#[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RunOptions {
+    /// Kernel: ELF vmlinux or bzImage
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line, appended to the defaults
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Pass --cmdline as it is, without the defaults
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true)]
+    pub bare_cmdline: Option<bool>,
+    /// Guest memory [default: 512M]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Raw disk image or block device; repeat for more
+    #[arg(long, value_name = "FILE[,ro]")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub disk: Vec<DiskConfig>,
+    /// Network interface on an existing tap; repeat for more
+    #[arg(long, value_name = "tap=NAME[,mac=MAC]")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub net: Vec<NetConfig>,
+    /// Virtual socket: guest address N, host side at PATH
+    #[arg(long, value_name = "cid=N,uds=PATH")]
+    pub vsock: Option<VsockConfig>,
+    /// Give the guest random numbers of the host's
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true)]
+    pub rng: Option<bool>,
+    /// Balloon device: on, noreporting (the guest does not report free pages) or off [default: on]
+    #[arg(long, value_enum, value_name = "MODE", hide_possible_values = true)]
+    pub balloon: Option<BalloonMode>,
+    /// Serial console: stdio, none or file:PATH [default: stdio]
+    #[arg(long, value_name = "TARGET")]
+    pub console: Option<ConsoleTarget>,
+    /// Name of this VM [default: the process id]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Stop the guest after this many seconds (exit status 4)
+    #[arg(long, value_name = "SECS")]
+    pub timeout: Option<f64>,
+}
+
+/// Options that take a list accept a single value too.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: FromStr,
+    T::Err: std::fmt::Display,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or a list of strings")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    let texts = match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    };
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+const DEFAULT_MEMORY: Size = Size::mebibytes(512);
+/// Boot structures, a kernel and something to work with: less has never booted anything.
+const MINIMUM_MEMORY: Size = Size::mebibytes(4);
+const PAGE_BYTES: u64 = 4096;
+/// CPUs the interrupt controller can address without x2APIC, less one for the IOAPIC.
+const MAXIMUM_CPUS: u32 = 254;
+const MAXIMUM_NAME_BYTES: usize = 64;
+
+impl RunOptions {
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// [`OptionsError::File`] or [`OptionsError::Toml`].
+    pub fn from_file(path: &Path) -> Result<Self, OptionsError> {
+        let text = fs::read_to_string(path).map_err(|cause| OptionsError::File { path: path.to_owned(), cause })?;
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
+            let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            OptionsError::Toml {
+                path: path.to_owned(),
+                reason: format!("{place}{}", error.message().replace('\n', "; ")),
+            }
+        })
+    }
+
+    /// These options where they say something, `other` where they do not.
+    pub fn or(self, other: Self) -> Self {
+        let list = |mine: Vec<_>, others| if mine.is_empty() { others } else { mine };
+        Self {
+            kernel: self.kernel.or(other.kernel),
+            initrd: self.initrd.or(other.initrd),
+            cmdline: self.cmdline.or(other.cmdline),
+            bare_cmdline: self.bare_cmdline.or(other.bare_cmdline),
+            memory: self.memory.or(other.memory),
+            cpus: self.cpus.or(other.cpus),
+            disk: list(self.disk, other.disk),
+            net: if self.net.is_empty() { other.net } else { self.net },
+            vsock: self.vsock.or(other.vsock),
+            rng: self.rng.or(other.rng),
+            balloon: self.balloon.or(other.balloon),
+            console: self.console.or(other.console),
+            name: self.name.or(other.name),
+            timeout: self.timeout.or(other.timeout),
+        }
+    }
+
+    /// Fills in the defaults and checks every value by itself.
+    ///
+    /// # Errors
+    /// [`OptionsError::NoKernel`] or [`OptionsError::Value`].
+    pub fn resolve(self) -> Result<MachineConfig, OptionsError> {
+        let bad = |flag, value: String, reason: &str| OptionsError::Value { flag, value, reason: reason.to_owned() };
+        let memory = self.memory.unwrap_or(DEFAULT_MEMORY);
+        if memory < MINIMUM_MEMORY {
+            return Err(bad("memory", memory.to_string(), &format!("at least {MINIMUM_MEMORY}")));
+        }
+        if !memory.bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(bad("memory", memory.bytes.to_string(), "not a multiple of 4K"));
+        }
+        let cpus = self.cpus.unwrap_or(1);
+        if !(1..=MAXIMUM_CPUS).contains(&cpus) {
+            return Err(bad("cpus", cpus.to_string(), &format!("1 to {MAXIMUM_CPUS}")));
+        }
+        let name = self.name.unwrap_or_else(|| std::process::id().to_string());
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > MAXIMUM_NAME_BYTES || !name.chars().all(plain) || name.starts_with('.') {
+            return Err(bad("name", name, "letters, digits, '-', '_' and '.', at most 64"));
+        }
+        let timeout = match self.timeout {
+            Some(seconds) => match Duration::try_from_secs_f64(seconds) {
+                Ok(timeout) if !timeout.is_zero() => Some(timeout),
+                _ => return Err(bad("timeout", seconds.to_string(), "a number of seconds above 0")),
+            },
+            None => None,
+        };
+        Ok(MachineConfig {
+            kernel: self.kernel.ok_or(OptionsError::NoKernel)?,
+            initrd: self.initrd,
+            cmdline: self.cmdline.unwrap_or_default(),
+            bare_cmdline: self.bare_cmdline.unwrap_or(false),
+            memory,
+            cpus: cpus as u8,
+            disks: self.disk,
+            nets: self.net,
+            vsock: self.vsock,
+            rng: self.rng.unwrap_or(false),
+            balloon: self.balloon.unwrap_or(BalloonMode::On),
+            console: self.console.unwrap_or(ConsoleTarget::Stdio),
+            name,
+            timeout,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn toml(text: &str) -> Result<RunOptions, String> {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        fs::write(file.path(), text).expect("write");
+        RunOptions::from_file(file.path()).map_err(|error| error.to_string())
+    }
+
+    const EVERYTHING: &str = r#"
+        kernel = "vmlinux"
+        initrd = "initramfs.cpio"
+        cmdline = "root=/dev/vda"
+        bare-cmdline = true
+        memory = "1G"
+        cpus = 2
+        disk = ["a.img", "b.img,ro"]
+        net = "tap=tap0,mac=02:00:00:00:00:01"
+        vsock = "cid=3,uds=/tmp/v"
+        rng = true
+        balloon = "noreporting"
+        console = "file:/tmp/log"
+        name = "one"
+        timeout = 2.5
+    "#;
+
+    #[test]
+    fn every_flag_has_its_twin_in_the_file() {
+        let file = toml(EVERYTHING).expect("valid");
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            options: RunOptions,
+        }
+        let flags = <Flags as clap::Parser>::try_parse_from([
+            "run",
+            "--kernel",
+            "vmlinux",
+            "--initrd",
+            "initramfs.cpio",
+            "--cmdline",
+            "root=/dev/vda",
+            "--bare-cmdline",
+            "--memory",
+            "1G",
+            "--cpus",
+            "2",
+            "--disk",
+            "a.img",
+            "--disk",
+            "b.img,ro",
+            "--net",
+            "tap=tap0,mac=02:00:00:00:00:01",
+            "--vsock",
+            "cid=3,uds=/tmp/v",
+            "--rng",
+            "--balloon",
+            "noreporting",
+            "--console",
+            "file:/tmp/log",
+            "--name",
+            "one",
+            "--timeout",
+            "2.5",
+        ])
+        .expect("valid");
+        assert_eq!(flags.options, file);
+        let config = file.resolve().expect("valid");
+        assert_eq!((config.disks.len(), config.disks[1].read_only, config.nets.len()), (2, true, 1));
+        assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = RunOptions { memory: Some(Size::mebibytes(64)), ..Default::default() };
+        let merged = flags.or(toml(EVERYTHING).expect("valid"));
+        assert_eq!(merged.memory, Some(Size::mebibytes(64)));
+        assert_eq!(merged.cpus, Some(2));
+    }
+
+    #[test]
+    fn odd_files_say_where_and_what() {
+        for (text, expected) in [
+            ("kernal = \"x\"", "line 1: unknown field `kernal`"),
+            ("cpus = 1\nmemory = \"lots\"", "line 2: 'lots' is not a size"),
+            ("disk = 7", "expected a string or a list of strings"),
+            ("net = \"eth0\"", "tap=NAME"),
+            ("= = =", "line 1"),
+        ] {
+            let error = toml(text).expect_err(text);
+            assert!(error.contains(expected), "{text}: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        let options = || RunOptions { kernel: Some("k".into()), ..Default::default() };
+        for (options, expected) in [
+            (RunOptions::default(), "--kernel FILE is missing"),
+            (RunOptions { memory: Some(Size { bytes: 0 }), ..options() }, "--memory 0B: at least 4M"),
+            (RunOptions { memory: Some(Size::mebibytes(1)), ..options() }, "--memory 1M: at least 4M"),
+            (RunOptions { memory: Some(Size { bytes: (8 << 20) + 1 }), ..options() }, "not a multiple of 4K"),
+            (RunOptions { cpus: Some(0), ..options() }, "--cpus 0: 1 to 254"),
+            (RunOptions { cpus: Some(255), ..options() }, "--cpus 255: 1 to 254"),
+            (RunOptions { timeout: Some(0.0), ..options() }, "--timeout 0"),
+            (RunOptions { timeout: Some(f64::NAN), ..options() }, "--timeout NaN"),
+            (RunOptions { name: Some("a/b".into()), ..options() }, "--name a/b"),
+        ] {
+            let error = options.resolve().expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Signals as events.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::{mem, ptr};
+
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::terminal;
+
+/// Signals that ask the process to end.
+const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+
+/// SIGTERM, SIGINT, SIGHUP and SIGQUIT, blocked for this thread and those it starts, and readable from a descriptor.
+pub struct Signals {
+    descriptor: File,
+}
+
+impl Signals {
+    /// Blocks the signals. Call it before any thread is started.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: the set is made valid by sigemptyset before it is used; sigprocmask and signalfd only read it. The
+        // descriptor is new and owned by the File alone.
+        unsafe {
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&mut set);
+            for signal in ENDING {
+                libc::sigaddset(&mut set, signal);
+            }
+            let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut());
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            let fd = libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self { descriptor: File::from_raw_fd(fd) })
+        }
+    }
+
+    /// Takes one signal that has arrived; false when there is none.
+    pub fn take(&self) -> bool {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        (&self.descriptor).read(&mut info).is_ok_and(|bytes| bytes == info.len())
+    }
+}
+
+/// Signals that end the process at once, because of a mistake of its own.
+const FATAL: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGILL, libc::SIGFPE];
+
+/// Lets the signals that end the process at once leave the terminal as it was found.
+///
+/// # Errors
+/// What the kernel said.
+pub fn restore_terminal_on_fatal_signals() -> io::Result<()> {
+    extern "C" fn restore_and_die(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        terminal::restore();
+        // SAFETY: both calls are async-signal-safe. The signal is blocked while its handler runs and is delivered, with
+        // the default action, when it returns.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+    for signal in FATAL {
+        register_signal_handler(signal, restore_and_die)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    }
+    Ok(())
+}
+
+impl AsRawFd for Signals {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_raw_fd()
+    }
+}

@@ -1,0 +1,181 @@
+//! The main thread while the guest runs: it waits for the end, and for what the user does meanwhile.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cistern_devices::power::Power;
+use cistern_devices::serial::Serial;
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::cpu::vcpu::{self, RunningVcpu};
+use crate::device_loop::DeviceLoop;
+use crate::machine::Machine;
+use crate::outcome::Outcome;
+use crate::signals::Signals;
+use crate::terminal::{ConsoleInput, Watch};
+use crate::verdict::{RunError, Verdict};
+
+/// How long a guest has to switch itself off after the power button was pressed.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// What a run reacts to besides its guest.
+#[derive(Default)]
+pub struct Controls {
+    /// SIGTERM and the like press the power button, a second one stops.
+    pub signals: Option<Signals>,
+    /// What is typed on the serial console.
+    pub input: Option<ConsoleInput>,
+    /// How long the guest may run.
+    pub timeout: Option<Duration>,
+}
+
+impl Machine {
+    /// Runs the guest to its end, on this thread and others, and takes the machine apart.
+    ///
+    /// # Errors
+    /// [`RunError`]: the host failed, not the guest.
+    pub fn run(self, controls: Controls) -> Result<Outcome, RunError> {
+        let failed = |what| move |cause| RunError::Thread { what, cause };
+        vcpu::install_kick_handler().map_err(failed("signal handler"))?;
+        let power = Arc::clone(self.power());
+        let supervisor = Supervisor {
+            verdict: Arc::clone(&self.verdict),
+            power,
+            serial: self.serial,
+            serial_input_space: self.serial_input_space,
+            grace: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
+            timeout: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
+            controls,
+            stop_asked: false,
+            input_watched: false,
+        };
+        let devices = DeviceLoop::start(self.virtio, Arc::clone(&self.verdict))?;
+        let mut running = Vec::with_capacity(self.vcpus.len());
+        let mut started = Ok(());
+        for vcpu in self.vcpus {
+            match vcpu.start() {
+                Ok(vcpu) => running.push(vcpu),
+                Err(cause) => {
+                    started = Err(failed("vCPU thread")(cause));
+                    break;
+                }
+            }
+        }
+        let ending = started.and_then(|()| supervisor.supervise());
+        // A vCPU may be waiting for someone to read the console.
+        if let Some(output_cut) = self.output_cut {
+            output_cut.cut();
+        }
+        // All are asked before any is waited for: a vCPU may be waiting for another.
+        running.iter().for_each(RunningVcpu::request_stop);
+        running.into_iter().for_each(RunningVcpu::join);
+        devices.stop();
+        ending
+    }
+}
+
+struct Supervisor {
+    verdict: Arc<Verdict>,
+    power: Arc<Power>,
+    serial: Arc<Serial>,
+    serial_input_space: EventFd,
+    grace: TimerFd,
+    timeout: TimerFd,
+    controls: Controls,
+    stop_asked: bool,
+    input_watched: bool,
+}
+
+impl Supervisor {
+    /// Waits until there is an ending.
+    fn supervise(mut self) -> Result<Outcome, RunError> {
+        let failed = |error: event_manager::Error| RunError::Thread {
+            what: "main event loop",
+            cause: io::Error::other(error.to_string()),
+        };
+        if let Some(timeout) = self.controls.timeout {
+            self.timeout
+                .reset(timeout, None)
+                .map_err(|error| RunError::Thread { what: "timer", cause: error.into() })?;
+        }
+        let verdict = Arc::clone(&self.verdict);
+        let mut manager = EventManager::<Self>::new().map_err(failed)?;
+        manager.add_subscriber(self);
+        loop {
+            if let Some(ending) = verdict.take() {
+                return ending;
+            }
+            manager.run().map_err(failed)?;
+        }
+    }
+
+    /// The user wants the guest to end: first gently, then not.
+    fn ask_to_stop(&mut self) {
+        if self.stop_asked {
+            self.verdict.reach(Ok(Outcome::Stopped));
+            return;
+        }
+        self.stop_asked = true;
+        self.power.press_button();
+        // Without a timer there is no waiting for the guest.
+        if self.grace.reset(SHUTDOWN_GRACE, None).is_err() {
+            self.verdict.reach(Ok(Outcome::Stopped));
+        }
+    }
+
+    /// Gives the guest what was typed, as much as it takes, and watches for more as long as there may be more.
+    fn transfer_input(&mut self, ops: &mut EventOps) {
+        let Some(input) = &mut self.controls.input else { return };
+        let watch = input.pump(&self.serial);
+        if watch == Watch::Quit {
+            self.verdict.reach(Ok(Outcome::Stopped));
+        }
+        let wanted = watch == Watch::Input;
+        if wanted != self.input_watched {
+            let events = Events::new(&input.fd(), EventSet::IN);
+            // What epoll refuses to watch, `pump` never wants watched.
+            let done = if wanted { ops.add(events) } else { ops.remove(events) };
+            self.input_watched = if done.is_ok() { wanted } else { self.input_watched };
+        }
+    }
+}
+
+impl MutEventSubscriber for Supervisor {
+    fn init(&mut self, ops: &mut EventOps) {
+        let mut watch = |fd: RawFd| {
+            ops.add(Events::new_raw(fd, EventSet::IN))
+                .expect("a fresh epoll takes an eventfd, timer or signal descriptor");
+        };
+        watch(self.verdict.event().as_raw_fd());
+        watch(self.serial_input_space.as_raw_fd());
+        watch(self.grace.as_raw_fd());
+        watch(self.timeout.as_raw_fd());
+        if let Some(signals) = &self.controls.signals {
+            watch(signals.as_raw_fd());
+        }
+        self.transfer_input(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.timeout.as_raw_fd() {
+            self.verdict.reach(Ok(Outcome::TimedOut));
+        } else if fd == self.grace.as_raw_fd() {
+            self.verdict.reach(Ok(Outcome::Stopped));
+        } else if fd == self.serial_input_space.as_raw_fd() {
+            // Only its readiness matters; reading clears it.
+            let _ = self.serial_input_space.read();
+            self.transfer_input(ops);
+        } else if self.controls.signals.as_ref().is_some_and(|signals| signals.as_raw_fd() == fd) {
+            if self.controls.signals.as_ref().is_some_and(Signals::take) {
+                self.ask_to_stop();
+            }
+        } else if fd != self.verdict.event().as_raw_fd() {
+            self.transfer_input(ops);
+        }
+    }
+}
