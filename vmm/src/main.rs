@@ -89,10 +89,10 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         let host = Size { bytes: memory_bytes };
         complain(&format!("warning: --memory {} is more than this host's {host}, which has no swap", config.memory));
     }
-    // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     timeline.mark("read options");
-    let signals = Signals::block().context("signals")?;
     let machine = Machine::build_timed(&config, &timeline)?;
+    // Signals are blocked before the first thread starts, so that only the supervisor sees them.
+    let signals = Signals::block().context("signals")?;
     let serial = machine.serial().clone();
     terminal_safety().context("signals")?;
     let input = match config.console {
