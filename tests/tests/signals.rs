@@ -70,3 +70,21 @@ fn what_was_ignored_stays_ignored() {
     signal(libc::SIGTERM);
     assert_eq!(child.wait().expect("ended").code(), Some(0));
 }
+
+#[test]
+fn a_limit_on_file_sizes_costs_output_and_not_the_machine() {
+    let folder = tempfile::tempdir().expect("folder");
+    let log = folder.path().join("log");
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 1; exec \"$@\"", "sh"])
+        .arg(binary())
+        .args(["run", "--memory", "64M", "--timeout", "60", "--cmdline", "probe=\"fill:1M;repeat:60,(verify)\""])
+        .arg(format!("--console=file:{}", log.display()))
+        .arg("--kernel")
+        .arg(probe())
+        .output()
+        .expect("sh starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr} {:?}", output.status);
+    assert!(stderr.contains("bytes of output lost: File too large"), "{stderr}");
+}

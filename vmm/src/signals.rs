@@ -60,6 +60,13 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error of that write, and not the end of the process: a
+/// guest can bring one about on its disk.
+pub fn ignore_file_size_limit_signal() {
+    // SAFETY: no handler is installed. It cannot fail for this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Signals that end the process at once, because of a mistake of its own.
 const FATAL: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGILL, libc::SIGFPE];
 
