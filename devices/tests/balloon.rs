@@ -184,6 +184,47 @@ fn set_target_wakes_the_event_loop() {
 }
 
 #[test]
+fn one_event_is_bounded() {
+    let (mut guest, handle) = guest();
+    let page = FIRST_FREE / PAGE_SIZE;
+    guest.write(LIST, &(page as u32).to_le_bytes());
+    for _ in 0..20 {
+        guest.rings[INFLATE].add(&[readable(LIST, 4)]);
+    }
+    guest.kick(INFLATE);
+    let mut events = Vec::new();
+    while events.iter().sum::<usize>() < 20 {
+        assert!(guest.wait());
+        events.push(std::iter::from_fn(|| guest.rings[INFLATE].pop_used()).count());
+    }
+    assert_eq!(events, [8, 8, 4]);
+    assert_eq!(handle.inflated_bytes(), PAGE_SIZE);
+}
+
+#[test]
+fn a_report_of_endless_length_breaks_the_device() {
+    const INDIRECT: u16 = 4;
+    const TABLE: u64 = LIST;
+    for (count, broken) in [(1024_u32, false), (1025, true)] {
+        let (mut guest, _) = guest();
+        for number in 0..count {
+            let at = TABLE + 16 * u64::from(number);
+            let next = if number + 1 < count { 1_u16 } else { 0 };
+            guest.write(at, &FIRST_FREE.to_le_bytes());
+            guest.write(at + 8, &(PAGE_SIZE as u32).to_le_bytes());
+            guest.write(at + 12, &(next | 2).to_le_bytes());
+            guest.write(at + 14, &(number as u16 + 1).to_le_bytes());
+        }
+        guest.rings[4].add(&[readable(TABLE, 16 * count)]);
+        let descriptor = guest.rings[4].descriptor_table();
+        guest.write(descriptor + 12, &INDIRECT.to_le_bytes());
+        guest.kick(4);
+        guest.run();
+        assert_eq!(guest.is_broken(), broken, "{count} ranges");
+    }
+}
+
+#[test]
 fn statistics_are_asked_for_by_returning_the_buffer() {
     let (mut guest, handle) = guest_with(STATS);
     // The first buffer lies in the queue before DRIVER_OK, as Linux does it.

@@ -41,12 +41,13 @@ pub const SERIAL_GSI: u32 = 4;
 /// ACPI's system control interrupt.
 pub const SCI_GSI: u32 = 9;
 
-/// The guest-physical ranges of `memory_bytes` of RAM, and so the highest address used.
+/// The guest-physical ranges of `memory_bytes` of RAM, and so the highest address used. What no 64-bit address reaches is
+/// left out: no host's address width takes the rest either.
 pub fn ram_ranges(memory_bytes: u64) -> Vec<Range<u64>> {
     if memory_bytes <= DEVICE_GAP.start {
         return vec![0..memory_bytes];
     }
-    vec![0..DEVICE_GAP.start, DEVICE_GAP.end..DEVICE_GAP.end + (memory_bytes - DEVICE_GAP.start)]
+    vec![0..DEVICE_GAP.start, DEVICE_GAP.end..DEVICE_GAP.end.saturating_add(memory_bytes - DEVICE_GAP.start)]
 }
 
 #[cfg(test)]
@@ -58,5 +59,6 @@ mod tests {
         assert_eq!(ram_ranges(512 << 20), [0..512 << 20]);
         assert_eq!(ram_ranges(3 << 30), [0..3 << 30]);
         assert_eq!(ram_ranges(4 << 30), [0..3 << 30, 4 << 30..5 << 30]);
+        assert_eq!(ram_ranges(u64::MAX - 4095)[1], 4 << 30..u64::MAX, "too much for any host, and seen as such");
     }
 }

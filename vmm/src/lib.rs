@@ -13,6 +13,7 @@ pub mod layout;
 pub mod machine;
 pub mod options;
 pub mod outcome;
+pub mod report;
 pub mod signals;
 pub mod size;
 pub mod supervisor;

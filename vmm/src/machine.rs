@@ -29,6 +29,7 @@ use crate::device_set::{DeviceSet, DeviceSetError};
 use crate::firmware::{self, FirmwareError, Platform, VirtioSlot};
 use crate::host::{Host, HostError};
 use crate::layout;
+use crate::report;
 use crate::size::Size;
 use crate::terminal::{ConsoleOutput, OutputCut};
 use crate::timeline::Timeline;
@@ -141,7 +142,7 @@ impl Machine {
         let mut slots = Vec::with_capacity(devices.virtio.len());
         for (index, (device, gsi)) in devices.virtio.into_iter().zip(layout::VIRTIO_GSIS).enumerate() {
             let mmio_base = layout::VIRTIO_BASE + index as u64 * layout::VIRTIO_BYTES;
-            let report: BreakReport = Box::new(|line| eprintln!("cistern: {line}"));
+            let report: BreakReport = Box::new(report::line);
             let transport = MmioTransport::new(device, Arc::clone(&ram), report).map_err(system("eventfd"))?;
             vm.connect_interrupt(transport.interrupt().line(), gsi)?;
             vm.connect_kicks(transport.kicks(), mmio_base)?;
@@ -248,19 +249,20 @@ fn new_eventfd() -> io::Result<EventFd> {
 
 /// What the serial port writes to and, where that may block, what ends the blocking.
 fn open_console(target: &ConsoleTarget) -> Result<(serial::Output, Option<OutputCut>), MachineError> {
-    Ok(match target {
+    let output = match target {
         ConsoleTarget::Stdio => {
             let stdout = io::stdout().as_fd().try_clone_to_owned();
-            let output = ConsoleOutput::new(stdout.map_err(|cause| MachineError::System { what: "stdout", cause })?);
-            let cut = output.output_cut();
-            (Box::new(output), Some(cut))
+            ConsoleOutput::new(stdout.map_err(|cause| MachineError::System { what: "stdout", cause })?)
         }
-        ConsoleTarget::None => (Box::new(io::sink()), None),
+        ConsoleTarget::None => return Ok((Box::new(io::sink()), None)),
+        // The file may be a pipe or a terminal as well.
         ConsoleTarget::File(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            (Box::new(file.map_err(|cause| MachineError::Console { path: path.clone(), cause })?), None)
+            ConsoleOutput::new(file.map_err(|cause| MachineError::Console { path: path.clone(), cause })?.into())
         }
-    })
+    };
+    let cut = output.output_cut();
+    Ok((Box::new(output), Some(cut)))
 }
 
 /// Puts kernel, initrd, command line, firmware tables and boot parameters into guest memory.
@@ -294,4 +296,29 @@ fn load_guest(config: &MachineConfig, host: &Host, ram: &GuestRam, platform: &Pl
         }
     }
     Ok(kernel.entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::fs::File;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_console_pipe_nobody_reads_lets_go() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("pipe");
+        let c_path = CString::new(path.as_os_str().as_bytes()).expect("no zero in it");
+        // SAFETY: the call reads one string that ends in a zero byte.
+        assert_eq!(unsafe { libc::mkfifo(c_path.as_ptr(), 0o600) }, 0);
+        let mut reader = OpenOptions::new();
+        let _reader: File = reader.read(true).custom_flags(libc::O_NONBLOCK).open(&path).expect("a reader");
+        let (mut output, cut) = open_console(&ConsoleTarget::File(path)).expect("a console");
+        cut.expect("it may block").cut();
+        // More than a pipe holds.
+        assert!(output.write_all(&[0; 1 << 20]).is_err());
+    }
 }

@@ -16,7 +16,7 @@ use cistern::host::{Host, Virtualization, host_memory_bytes};
 use cistern::machine::Machine;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
-use cistern::signals::{Signals, restore_terminal_on_fatal_signals};
+use cistern::signals::{Signals, ignore_file_size_limit_signal, restore_terminal_on_fatal_signals};
 use cistern::size::Size;
 use cistern::supervisor::Controls;
 use cistern::terminal::{self, ConsoleInput};
@@ -89,10 +89,11 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         let host = Size { bytes: memory_bytes };
         complain(&format!("warning: --memory {} is more than this host's {host}, which has no swap", config.memory));
     }
-    // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     timeline.mark("read options");
-    let signals = Signals::block().context("signals")?;
+    ignore_file_size_limit_signal();
     let machine = Machine::build_timed(&config, &timeline)?;
+    // Signals are blocked before the first thread starts, so that only the supervisor sees them.
+    let signals = Signals::block().context("signals")?;
     let serial = machine.serial().clone();
     terminal_safety().context("signals")?;
     let input = match config.console {

@@ -191,7 +191,8 @@ impl RunOptions {
         }
         let timeout = match self.timeout {
             Some(seconds) => match Duration::try_from_secs_f64(seconds) {
-                Ok(timeout) if !timeout.is_zero() => Some(timeout),
+                // More than the kernel's signed seconds hold is no time it can wait.
+                Ok(timeout) if !timeout.is_zero() && i64::try_from(timeout.as_secs()).is_ok() => Some(timeout),
                 _ => return Err(bad("timeout", seconds.to_string(), "a number of seconds above 0")),
             },
             None => None,
@@ -323,6 +324,7 @@ mod tests {
             (RunOptions { cpus: Some(255), ..options() }, "--cpus 255: 1 to 254"),
             (RunOptions { timeout: Some(0.0), ..options() }, "--timeout 0"),
             (RunOptions { timeout: Some(f64::NAN), ..options() }, "--timeout NaN"),
+            (RunOptions { timeout: Some(1e19), ..options() }, "--timeout 1"),
             (RunOptions { name: Some("a/b".into()), ..options() }, "--name a/b"),
         ] {
             let error = options.resolve().expect_err(expected).to_string();

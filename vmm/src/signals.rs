@@ -18,7 +18,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals. Call it before any thread is started.
+    /// Blocks the signals. Call it before any thread is started, and after everything that may wait for a file: until then
+    /// they end the process as they do any other. What the process was started to ignore (`nohup`) stays ignored.
     ///
     /// # Errors
     /// What the kernel said.
@@ -28,7 +29,7 @@ impl Signals {
         unsafe {
             let mut set: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut set);
-            for signal in ENDING {
+            for signal in ENDING.into_iter().filter(|signal| !is_ignored(*signal)) {
                 libc::sigaddset(&mut set, signal);
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut());
@@ -48,6 +49,22 @@ impl Signals {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         (&self.descriptor).read(&mut info).is_ok_and(|bytes| bytes == info.len())
     }
+}
+
+/// A signal that is ignored is taken all the same where it is blocked.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zeroes is a valid sigaction, which the kernel overwrites; nothing is changed.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Makes a write beyond the limit on file sizes (`ulimit -f`) an error of that write, and not the end of the process: a
+/// guest can bring one about on its disk.
+pub fn ignore_file_size_limit_signal() {
+    // SAFETY: no handler is installed. It cannot fail for this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Signals that end the process at once, because of a mistake of its own.

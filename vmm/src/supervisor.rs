@@ -11,7 +11,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::cpu::vcpu::{self, RunningVcpu};
+use crate::cpu::vcpu;
 use crate::device_loop::DeviceLoop;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
@@ -70,9 +70,7 @@ impl Machine {
         if let Some(output_cut) = self.output_cut {
             output_cut.cut();
         }
-        // All are asked before any is waited for: a vCPU may be waiting for another.
-        running.iter().for_each(RunningVcpu::request_stop);
-        running.into_iter().for_each(RunningVcpu::join);
+        vcpu::stop_all(running);
         devices.stop();
         ending
     }

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::balloon_pages::PageSet;
 use super::device::{DeviceError, Driver, VirtioDevice, copy_config};
 use super::queue::{Chain, QueueError};
-use super::scatter::{Buffers, Scatter};
+use super::scatter::{Buffers, MAX_SEGMENTS, Scatter};
 
 /// Feature bit: the driver reports statistics.
 pub const VIRTIO_BALLOON_F_STATS_VQ: u32 = 1;
@@ -32,6 +32,9 @@ const QUEUE_SIZES: [u16; 5] = [128; 5];
 
 /// Page numbers in one chain: a list of 64 KiB that names 64 MiB. Linux sends 256, FreeBSD 1024.
 const MAX_PAGES_PER_CHAIN: usize = 16384;
+/// Chains of one event before the other devices get their turn: each may give back as many pages as the kernel takes a
+/// tenth of a second for.
+const CHAINS_PER_EVENT: usize = 8;
 /// Statistics read from one buffer; the specification knows 10 kinds, newer drivers send 16.
 const MAX_STATISTICS: usize = 64;
 
@@ -199,7 +202,10 @@ impl Balloon {
     fn take_reported(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
         // The iterator ends in silence where a chain is malformed; a chain is whole when its last descriptor says so.
         let mut whole = false;
-        for buffer in chain {
+        for (count, buffer) in chain.enumerate() {
+            if count == MAX_SEGMENTS {
+                return Err(QueueError::ChainTooLong.into());
+            }
             whole = !buffer.has_next();
             if !buffer.is_write_only() {
                 continue;
@@ -328,10 +334,15 @@ impl VirtioDevice for Balloon {
         let Some(role) = Self::role(queue, driver) else { return Ok(()) };
         let ram = Arc::clone(&driver.ram);
         let Some(ring) = driver.queues.get_mut(queue) else { return Ok(()) };
+        let mut chains = 0;
         loop {
             while let Some(chain) = ring.pop(ram.memory())? {
                 if let Some(head) = self.serve(role, chain, &ram)? {
                     ring.add_used(ram.memory(), head, 0)?;
+                }
+                chains += 1;
+                if chains == CHAINS_PER_EVENT {
+                    ring.yield_event();
                 }
             }
             ring.notify(ram.memory(), &driver.interrupt)?;

@@ -71,6 +71,26 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 }
 
 #[test]
+fn requests_that_say_little_and_do_much_share_the_loop() {
+    let file = image(100);
+    let mut guest = disk(file.path());
+    // Without event indices every event that answers something interrupts once.
+    guest.start(FEATURE_FLUSH | FEATURE_WRITE_ZEROES);
+    guest.put(DATA, &range(0, 100, 0));
+    for (kind, data_bytes, requests, events) in [(WRITE_ZEROES, 16, 3, 3), (FLUSH, 0, 32, 2), (GET_ID, 0, 32, 1)] {
+        put_header(&guest, kind, 0);
+        for _ in 0..requests {
+            guest.submit(0, &[readable(HEADER, 16), readable(DATA, data_bytes), writable(STATUS, 1)]);
+        }
+        guest.kick(0);
+        guest.settle();
+        assert_eq!(guest.take_used(0).len(), requests);
+        assert_eq!(guest.get(STATUS, 1), [OK]);
+        assert_eq!(guest.interrupts(), events, "kind {kind}");
+    }
+}
+
+#[test]
 fn says_what_it_is() {
     let file = image(100);
     let guest = Guest::new(Box::new(Block::open(file.path(), false).unwrap()));

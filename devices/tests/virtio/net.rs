@@ -228,6 +228,19 @@ fn a_short_queue_need_not_hold_the_longest_frame() {
 }
 
 #[test]
+fn a_driver_without_large_frames_needs_few_buffers() {
+    network::isolated(|| {
+        let mut wire = wire(MRG_RXBUF, 256);
+        wire.post(4, 2048);
+        for number in 0..4 {
+            wire.host.send(NO_HEADER, &frame(number, 1514));
+            assert_eq!(wire.guest.wait_used(RECEIVE, 1)[0].1 as usize, HEADER + 1514);
+            assert_eq!(wire.guest.get(BUFFERS + u64::from(number) * 2048 + HEADER as u64, 1514), frame(number, 1514));
+        }
+    });
+}
+
+#[test]
 fn a_flood_in_both_directions_arrives_whole_and_in_order() {
     network::isolated(|| {
         // More than one event's share, with a queue that has to be refilled on the way.

@@ -92,15 +92,16 @@ impl Image<'_> {
         {
             return Err(self.invalid("an ELF file, but not for 64-bit x86"));
         }
-        self.check_elf_segments(file, header)?;
+        let end = self.check_elf_segments(file, header)?;
         let loaded = Elf::load(self.memory, None, file, None).map_err(|error| self.invalid(error))?;
         let entry = self.elf_entry(&loaded)?;
-        Ok(LoadedKernel { entry, end: loaded.kernel_end, setup_header: None })
+        // The loader's own end leaves out segments that are all zeroes.
+        Ok(LoadedKernel { entry, end: end.max(loaded.kernel_end), setup_header: None })
     }
 
     /// The loader copies segments wherever they say; refuse those outside RAM or on top of the boot structures, and those
-    /// the file is too short for, with a message that says so.
-    fn check_elf_segments(&self, file: &mut File, header: &[u8]) -> Result<(), BootError> {
+    /// the file is too short for, with a message that says so. Returns the end of the last.
+    fn check_elf_segments(&self, file: &mut File, header: &[u8]) -> Result<u64, BootError> {
         const PROGRAM_HEADER_BYTES: usize = 56;
         const PT_LOAD: u32 = 1;
         let truncated = || self.invalid("truncated");
@@ -111,7 +112,7 @@ impl Image<'_> {
         let count = header.get(56..58).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]])).ok_or_else(truncated)?;
         let file_bytes = file.seek(SeekFrom::End(0)).map_err(|cause| self.invalid(cause))?;
         file.seek(SeekFrom::Start(table_offset)).map_err(|_| truncated())?;
-        let mut loads = 0;
+        let (mut loads, mut last_end) = (0, 0);
         for _ in 0..count {
             let mut entry = [0; PROGRAM_HEADER_BYTES];
             file.read_exact(&mut entry).map_err(|_| truncated())?;
@@ -126,6 +127,7 @@ impl Image<'_> {
             }
             let end = address.checked_add(in_memory.max(in_file)).ok_or_else(|| self.invalid("segment wraps round"))?;
             self.check_fits(end)?;
+            last_end = last_end.max(end);
             if address < layout::HIGH_MEMORY && in_memory.max(in_file) > 0 {
                 return Err(self.invalid(format!("a segment at {address:#x}, below 1 MiB, where boot structures are")));
             }
@@ -133,7 +135,7 @@ impl Image<'_> {
         if loads == 0 {
             return Err(self.invalid("an ELF file without anything to load"));
         }
-        Ok(())
+        Ok(last_end)
     }
 
     /// The 64-bit entry point, when it is where something was loaded; else the PVH one, when the note is there.
@@ -180,5 +182,75 @@ impl Image<'_> {
             end,
             setup_header: Some(header),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use cistern_memory::GuestRam;
+
+    use super::*;
+
+    const RAM_BYTES: u64 = 16 << 20;
+    const CODE: u64 = 1 << 20;
+
+    /// An ELF file with one byte of code at 1 MiB and these program headers behind its own: type, file offset, address,
+    /// bytes in the file, bytes in memory.
+    fn elf(segments: &[(u32, u64, u64, u64, u64)]) -> Vec<u8> {
+        let mut image = vec![0; 64];
+        image[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        image[18] = ELF_MACHINE_X86_64;
+        image[24..32].copy_from_slice(&CODE.to_le_bytes());
+        image[32] = 64;
+        image[54] = 56;
+        image[56] = 1 + segments.len() as u8;
+        let code = (1, 0, CODE, 1, 1);
+        for (kind, offset, address, in_file, in_memory) in [&[code], segments].concat() {
+            image.extend(kind.to_le_bytes());
+            image.extend([0; 4]);
+            for field in [offset, address, address, in_file, in_memory, 0] {
+                image.extend(field.to_le_bytes());
+            }
+        }
+        image
+    }
+
+    fn load_image(image: &[u8]) -> Result<LoadedKernel, BootError> {
+        let ram = GuestRam::new(&[0..RAM_BYTES]).expect("RAM");
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        fs::write(file.path(), image).expect("write");
+        load(file.path(), ram.memory(), RAM_BYTES)
+    }
+
+    #[test]
+    fn a_segment_of_zeroes_belongs_to_the_kernel() {
+        let loaded = load_image(&elf(&[(1, 0, 4 << 20, 0, 3 << 20)])).expect("a kernel");
+        assert_eq!(loaded.entry, Entry::Linux64 { address: CODE });
+        assert_eq!(loaded.end, 7 << 20);
+    }
+
+    #[test]
+    fn absurd_headers_are_refused() {
+        const LOAD: u32 = 1;
+        const NOTE: u32 = 4;
+        for segment in [
+            (LOAD, u64::MAX, CODE, 1, 1),
+            (LOAD, 0, u64::MAX, 1, 1),
+            (LOAD, 0, CODE, 0, u64::MAX),
+            (LOAD, 0, RAM_BYTES, 0, 1),
+            (LOAD, 0, CODE - 1, 0, 1),
+            (LOAD, 0, 0, 1, 0),
+            (NOTE, u64::MAX, 0, 1, 0),
+            (NOTE, i64::MAX as u64, 0, u64::MAX, 0),
+            (NOTE, 0, 0, u64::MAX, 0),
+        ] {
+            assert!(load_image(&elf(&[segment])).is_err(), "{segment:x?}");
+        }
+        // A note whose parts are as large as they can be, behind the headers.
+        let mut image = elf(&[(NOTE, 64 + 2 * 56, 0, u64::MAX, 0)]);
+        image.extend([0xff; 12]);
+        assert!(load_image(&image).is_err());
     }
 }

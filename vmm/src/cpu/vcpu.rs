@@ -54,7 +54,7 @@ pub struct Vcpu {
     pub timeline: Option<Arc<Timeline>>,
 }
 
-/// A running virtual CPU.
+/// A running virtual CPU; [`stop_all`] ends it.
 pub struct RunningVcpu {
     thread: JoinHandle<()>,
     // Set once, before the first kick; the kick's system calls order it for the vCPU thread.
@@ -133,21 +133,62 @@ impl Vcpu {
 }
 
 impl RunningVcpu {
-    /// Asks the thread to stop; [`RunningVcpu::join`] waits for it.
-    pub fn request_stop(&self) {
+    /// Asks the thread to stop. A kick that arrives just before the thread waits for something is lost: ask again.
+    fn request_stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         // A thread that is gone already cannot be signalled, and need not be.
         let _ = self.thread.kill(kick_signal());
     }
+}
 
-    /// Waits until the thread has left the guest for good and its vCPU is closed.
-    pub fn join(self) {
-        // A kick that arrives between the thread's look at `stop` and its KVM_RUN is lost: repeat until it is gone.
-        while !self.thread.is_finished() {
-            self.request_stop();
-            thread::sleep(Duration::from_millis(1));
-        }
+/// Waits until all threads have left the guest for good and their vCPUs are closed. All are asked until none is left: one
+/// may be waiting for another that has lost its kick.
+pub fn stop_all(running: Vec<RunningVcpu>) {
+    while running.iter().any(|vcpu| !vcpu.thread.is_finished()) {
+        running.iter().for_each(RunningVcpu::request_stop);
+        thread::sleep(Duration::from_millis(1));
+    }
+    for vcpu in running {
         // A panic of the thread has been printed by the panic hook; there is nothing to add.
-        let _ = self.thread.join();
+        let _ = vcpu.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, pipe};
+    use std::sync::mpsc::channel;
+    use std::sync::{Barrier, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn one_that_waits_for_another_does_not_keep_it_from_being_asked() {
+        install_kick_handler().expect("a signal handler");
+        let (mut reader, writer) = pipe().expect("a pipe");
+        let console = Arc::new(Mutex::new(()));
+        let holds = Arc::new(Barrier::new(2));
+        let running =
+            |body: Box<dyn FnOnce() + Send>| RunningVcpu { thread: thread::spawn(body), stop: Arc::default() };
+        let (waiting_for, held) = (Arc::clone(&console), Arc::clone(&holds));
+        let vcpus = vec![
+            running(Box::new(move || {
+                held.wait();
+                drop(waiting_for.lock());
+            })),
+            running(Box::new(move || {
+                let _console = console.lock();
+                holds.wait();
+                // As if the first kicks had come too early.
+                for _ in 0..3 {
+                    let interrupted = reader.read(&mut [0]).expect_err("nobody writes");
+                    assert_eq!(interrupted.kind(), ErrorKind::Interrupted);
+                }
+            })),
+        ];
+        let (sender, done) = channel();
+        thread::spawn(move || sender.send(stop_all(vcpus)));
+        done.recv_timeout(Duration::from_secs(60)).expect("all are gone");
+        drop(writer);
     }
 }

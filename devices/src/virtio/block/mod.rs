@@ -128,10 +128,10 @@ impl VirtioDevice for Block {
         let mut event_bytes = 0;
         loop {
             while let Some(buffers) = requests.pop_buffers(memory)? {
-                event_bytes += (buffers.readable.len() + buffers.writable.len()) as u64;
                 let head_index = buffers.head_index;
-                let written_bytes = request::answer(&self.disk, &self.serial, write_through, buffers)?;
-                requests.add_used(memory, head_index, written_bytes)?;
+                let answer = request::answer(&self.disk, &self.serial, write_through, buffers)?;
+                requests.add_used(memory, head_index, answer.written_bytes)?;
+                event_bytes += answer.work_bytes;
                 if event_bytes >= EVENT_BYTES_MAX {
                     requests.yield_event();
                 }

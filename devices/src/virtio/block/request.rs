@@ -9,7 +9,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::disk::{Disk, is_unsupported};
-use super::{SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_MAX};
+use super::{EVENT_BYTES_MAX, SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_MAX};
 use crate::virtio::device::DeviceError;
 use crate::virtio::scatter::{Buffers, Scatter};
 
@@ -43,7 +43,15 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Carries out a request and writes its status. Returns the bytes written to the driver's buffers.
+/// What a request came to.
+pub(super) struct Answer {
+    /// Bytes written to the driver's buffers.
+    pub written_bytes: u32,
+    /// Bytes of data that could have been moved meanwhile: at least what was, much more where little is said and much done.
+    pub work_bytes: u64,
+}
+
+/// Carries out a request and writes its status.
 ///
 /// # Errors
 /// When the chain has no place for a header or a status: then there is no way to answer.
@@ -52,7 +60,8 @@ pub(super) fn answer(
     serial: &[u8],
     write_through: bool,
     mut buffers: Buffers,
-) -> Result<u32, DeviceError> {
+) -> Result<Answer, DeviceError> {
+    let buffer_bytes = (buffers.readable.len() + buffers.writable.len()) as u64;
     let mut header = [0; 16];
     if buffers.readable.read(&mut header) < header.len() {
         return Err(DeviceError::Request("header shorter than 16 bytes"));
@@ -65,7 +74,13 @@ pub(super) fn answer(
 
     let [k0, k1, k2, k3, ..] = header;
     let sector = u64::from_le_bytes(header[8..].try_into().expect("half of the header"));
-    let result = match u32::from_le_bytes([k0, k1, k2, k3]) {
+    let kind = u32::from_le_bytes([k0, k1, k2, k3]);
+    let work_bytes = match kind {
+        VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_DISCARD => EVENT_BYTES_MAX / 16,
+        VIRTIO_BLK_T_WRITE_ZEROES => EVENT_BYTES_MAX,
+        _ => buffer_bytes,
+    };
+    let result = match kind {
         VIRTIO_BLK_T_IN => read(disk, sector, &mut data_in),
         VIRTIO_BLK_T_OUT => write(disk, sector, &mut data_out, write_through),
         VIRTIO_BLK_T_FLUSH => disk.flush().map_err(Failure::from),
@@ -85,7 +100,7 @@ pub(super) fn answer(
     status.write(&[status_code as u8]);
     // The length counts what is written without a gap from the start; the status is behind all of the data.
     let written_bytes = data_bytes - data_in.len() + usize::from(data_in.is_empty());
-    Ok(u32::try_from(written_bytes).unwrap_or(u32::MAX))
+    Ok(Answer { written_bytes: u32::try_from(written_bytes).unwrap_or(u32::MAX), work_bytes })
 }
 
 fn read(disk: &Disk, sector: u64, data: &mut Scatter) -> Result<(), Failure> {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
 use cistern_memory::Memory;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::{FRAME_BYTES_MAX, HEADER_BYTES, Net, RECEIVE};
 use crate::virtio::device::{DeviceError, Driver};
@@ -14,8 +14,19 @@ use crate::virtio::scatter::{Buffers, MAX_SEGMENTS};
 /// Frames read in one event before the other devices get their turn, those that are dropped included.
 const FRAMES_PER_EVENT: usize = 256;
 
+/// What a buffer must take at least where the host makes no frame longer than usual (virtio 1.2, section 5.1.6.3.1).
+const PLAIN_FRAME_BYTES: usize = 1526;
+
 /// Where the header holds the number of chains that the frame takes (`num_buffers`, 16 bits).
 const CHAIN_COUNT_OFFSET: usize = 10;
+
+/// Bytes of buffers for the next frame.
+struct Wanted {
+    /// Take no more chains from the queue than this needs.
+    enough: usize,
+    /// Do not wait for more than this when the queue is empty.
+    acceptable: usize,
+}
 
 /// Buffers taken from the queue for the next frame.
 #[derive(Default)]
@@ -29,11 +40,16 @@ impl Net {
     /// Reads frames until the tap or the guest's buffers are used up.
     pub(super) fn receive(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         let mergeable = driver.has_feature(VIRTIO_NET_F_MRG_RXBUF);
+        let large = driver.has_feature(VIRTIO_NET_F_GUEST_TSO4) || driver.has_feature(VIRTIO_NET_F_GUEST_TSO6);
+        let wanted = Wanted {
+            enough: if mergeable { FRAME_BYTES_MAX } else { 1 },
+            acceptable: if large { FRAME_BYTES_MAX } else { PLAIN_FRAME_BYTES },
+        };
         let memory = driver.ram.memory();
         let queue = &mut driver.queues[RECEIVE];
         let mut posted = Posted::default();
         let mut frames = 0;
-        while self.tap_ready && posted.fill(queue, memory, mergeable)? {
+        while self.tap_ready && posted.fill(queue, memory, &wanted)? {
             if frames == FRAMES_PER_EVENT {
                 queue.yield_event();
                 break;
@@ -78,9 +94,8 @@ impl Net {
 impl<'m> Posted<'m> {
     /// Takes chains from the queue until the longest frame fits, or one chain where a frame may not use more. False
     /// when it is better to wait for the driver.
-    fn fill(&mut self, queue: &mut VirtQueue, memory: &'m Memory, mergeable: bool) -> Result<bool, DeviceError> {
-        let enough = if mergeable { FRAME_BYTES_MAX } else { 1 };
-        while self.bytes < enough && self.segments < MAX_SEGMENTS - 1 {
+    fn fill(&mut self, queue: &mut VirtQueue, memory: &'m Memory, wanted: &Wanted) -> Result<bool, DeviceError> {
+        while self.bytes < wanted.enough && self.segments < MAX_SEGMENTS - 1 {
             if let Some(chain) = queue.pop_buffers(memory)? {
                 if !chain.readable.is_empty() || chain.writable.len() < HEADER_BYTES {
                     return Err(DeviceError::Request("receive buffer too short, or not for writing"));
@@ -91,7 +106,7 @@ impl<'m> Posted<'m> {
             } else if !queue.enable_kicks(memory)? {
                 // A frame that does not fit would be lost: a driver with less than half of its buffers on the queue is
                 // about to bring more. One that uses short queues may never have enough for the longest frame.
-                let settled = self.chains.len() >= usize::from(queue.size() / 2);
+                let settled = self.bytes >= wanted.acceptable || self.chains.len() >= usize::from(queue.size() / 2);
                 return Ok(!queue.is_starved() && !self.chains.is_empty() && settled);
             }
         }

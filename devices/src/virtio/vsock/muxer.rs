@@ -33,6 +33,8 @@ const FIRST_HOST_PORT: u32 = 1 << 30;
 /// Events taken from the kernel in one go, and how often in one event of the device.
 const EVENTS: usize = 64;
 const ROUNDS_PER_EVENT: usize = 16;
+/// Processes accepted in one round: they may come as fast as they are accepted.
+const ACCEPTS_PER_ROUND: usize = 64;
 
 /// Marks the events of the listening socket; those of connections carry their token, which are never given twice.
 const LISTENER: u64 = 0;
@@ -149,7 +151,7 @@ impl Muxer {
         }
     }
 
-    /// True when processes wait to be accepted, for want of descriptors.
+    /// True when processes may wait to be accepted, for want of descriptors or of time.
     pub fn wants_to_accept(&self) -> bool {
         self.acceptable
     }
@@ -193,11 +195,9 @@ impl Muxer {
             for event in &events[..count] {
                 self.socket_event(event.data(), event.event_set(), has_driver);
             }
-            if self.acceptable {
-                self.accept(has_driver);
-            }
+            let accepted_all = !self.acceptable || self.accept(has_driver);
             // Fewer than asked for: that was all.
-            if count < EVENTS {
+            if count < EVENTS && accepted_all {
                 return Ok(true);
             }
         }
@@ -220,21 +220,23 @@ impl Muxer {
         }
     }
 
-    fn accept(&mut self, has_driver: bool) {
-        loop {
+    /// False when there may be more than one round should take.
+    fn accept(&mut self, has_driver: bool) -> bool {
+        for _ in 0..ACCEPTS_PER_ROUND {
             match self.listener.accept() {
                 Ok(stream) => self.begin_handshake(stream, has_driver),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                     io::ErrorKind::WouldBlock => {
                         self.acceptable = false;
-                        return;
+                        return true;
                     }
                     // Out of descriptors, most likely: tried again when a connection may have ended.
-                    _ => return,
+                    _ => return true,
                 },
             }
         }
+        false
     }
 
     fn begin_handshake(&mut self, stream: UnixStream, has_driver: bool) {
@@ -400,6 +402,21 @@ mod tests {
             assert!(muxer.entries.is_empty() && muxer.tokens.is_empty() && muxer.senders.is_empty());
             assert!(muxer.handshakes.is_empty() && muxer.refusals.is_empty());
         }
+    }
+
+    #[test]
+    fn one_round_does_not_accept_for_ever() {
+        let folder = tempfile::tempdir().expect("folder");
+        let uds = folder.path().join("vsock");
+        let mut muxer = Muxer::new(3, &uds).expect("a listening socket");
+        let _processes: Vec<_> =
+            (0..ACCEPTS_PER_ROUND + 1).map(|_| UnixStream::connect(&uds).expect("room in the queue")).collect();
+        assert!(!muxer.accept(true), "there may be more");
+        assert_eq!(muxer.handshakes.len(), ACCEPTS_PER_ROUND);
+        assert!(muxer.wants_to_accept());
+        assert!(muxer.poll(true).expect("epoll"), "all of them, in one event");
+        assert_eq!(muxer.handshakes.len(), ACCEPTS_PER_ROUND + 1);
+        assert!(!muxer.wants_to_accept());
     }
 
     #[test]
