@@ -11,7 +11,7 @@ use cistern_devices::virtio::vsock::{Vsock, VsockError};
 use cistern_memory::Balloon;
 
 use crate::config::{BalloonMode, MachineConfig};
-use crate::layout;
+use crate::{layout, report};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,11 @@ impl DeviceSet {
     pub fn open(config: &MachineConfig) -> Result<Self, DeviceSetError> {
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for disk in &config.disks {
-            virtio.push(Box::new(Block::open(&disk.path, disk.read_only)?));
+            let block = Block::open(&disk.path, disk.read_only)?;
+            if let Some(note) = block.note() {
+                report::line(&format!("warning: {note}"));
+            }
+            virtio.push(Box::new(block));
         }
         for net in &config.nets {
             virtio.push(Box::new(Net::open(&net.tap, net.mac)?));
