@@ -10,6 +10,7 @@ pub mod firmware;
 pub mod guests;
 pub mod host;
 pub mod layout;
+pub mod limits;
 pub mod machine;
 pub mod options;
 pub mod outcome;

@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow};
 use cistern::config::ConsoleTarget;
 use cistern::guests;
 use cistern::host::{Host, Virtualization, host_memory_bytes};
+use cistern::limits;
 use cistern::machine::Machine;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
@@ -91,6 +92,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     }
     timeline.mark("read options");
     ignore_file_size_limit_signal();
+    if config.vsock.is_some() {
+        limits::raise_open_files().context("limit of open files")?;
+    }
     let machine = Machine::build_timed(&config, &timeline)?;
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     let signals = Signals::block().context("signals")?;
