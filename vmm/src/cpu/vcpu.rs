@@ -187,7 +187,10 @@ mod tests {
             })),
         ];
         let (sender, done) = channel();
-        thread::spawn(move || sender.send(stop_all(vcpus)));
+        thread::spawn(move || {
+            stop_all(vcpus);
+            sender.send(())
+        });
         done.recv_timeout(Duration::from_secs(60)).expect("all are gone");
         drop(writer);
     }
