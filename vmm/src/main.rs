@@ -135,11 +135,18 @@ fn terminal_safety() -> io::Result<()> {
     restore_terminal_on_fatal_signals()
 }
 
+/// Prints a line on stdout; whoever closed it does not want to read it.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = writeln!(io::stdout(), $($text)*);
+    }};
+}
+
 fn guest(command: GuestCommand) -> anyhow::Result<u8> {
     match command {
         GuestCommand::List => {
             for guest in &guests::GUESTS {
-                println!("{:10} {}", guest.name, guest.description);
+                say!("{:10} {}", guest.name, guest.description);
             }
         }
         GuestCommand::Write { name, file } => {
@@ -170,21 +177,17 @@ fn host(json: bool) -> anyhow::Result<u8> {
                 "move": support.move_pages,
             })),
         });
-        println!("{report}");
+        say!("{report}");
         return Ok(0);
     }
-    println!("KVM           {virtualization}, {}-bit guest addresses", host.physical_address_bits);
-    println!("memory        {}, swap {}", Size { bytes: memory_bytes }, Size { bytes: swap_bytes });
+    say!("KVM           {virtualization}, {}-bit guest addresses", host.physical_address_bits);
+    say!("memory        {}, swap {}", Size { bytes: memory_bytes }, Size { bytes: swap_bytes });
     match userfault {
         Ok(support) => {
             let word = |has| if has { "yes" } else { "no" };
-            println!(
-                "userfaultfd   yes: write-protect {}, move {}",
-                word(support.write_protect),
-                word(support.move_pages)
-            );
+            say!("userfaultfd   yes: write-protect {}, move {}", word(support.write_protect), word(support.move_pages));
         }
-        Err(error) => println!("userfaultfd   no: {error}"),
+        Err(error) => say!("userfaultfd   no: {error}"),
     }
     Ok(0)
 }

@@ -67,8 +67,18 @@ pub fn ignore_file_size_limit_signal() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Signals that end the process at once, because of a mistake of its own.
-const FATAL: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGILL, libc::SIGFPE];
+/// Signals that end the process at once: because of a mistake of its own, or because somebody sent one it has no use for.
+const FATAL: [i32; 9] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGABRT,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGXCPU,
+];
 
 /// Lets the signals that end the process at once leave the terminal as it was found.
 ///

@@ -270,7 +270,9 @@ impl Balloon {
     /// Asks for statistics by returning the buffer. A driver that still has it is already at work on the answer.
     fn return_statistics_buffer(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         let Some(head) = self.statistics_head.take() else { return Ok(()) };
-        let Some(queue) = driver.queues.get_mut(STATISTICS_QUEUE) else { return Ok(()) };
+        let Some(queue) = driver.queues.get_mut(STATISTICS_QUEUE).filter(|queue| queue.is_ready()) else {
+            return Ok(());
+        };
         queue.add_used(driver.ram.memory(), head, 0)?;
         queue.notify(driver.ram.memory(), &driver.interrupt)?;
         Ok(())
