@@ -4,6 +4,7 @@ pub mod debian;
 pub mod guests;
 pub mod initramfs;
 pub mod lab;
+pub mod namespace;
 pub mod process;
 pub mod qemu;
 pub mod smaps;

@@ -131,6 +131,11 @@ impl Running {
         self.child.stdin.as_mut().expect("started with a piped stdin")
     }
 
+    /// Ends the guest's stdin.
+    pub fn close_stdin(&mut self) {
+        self.child.stdin = None;
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         // SAFETY: a plain system call; the child is not reaped yet, so the pid is its own.
