@@ -46,9 +46,6 @@ pub struct Run {
     /// TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// Print, as JSON on stderr, where the time before the guest's first instruction went
-    #[arg(long)]
-    pub boot_times: bool,
 }
 
 /// `cistern demo`.
