@@ -7,3 +7,5 @@ pub mod lab;
 pub mod process;
 pub mod qemu;
 pub mod smaps;
+pub mod terminal;
+pub mod tiny;

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+/// How long anything may take that should take seconds: hosts that interpret a guest's kernel are slow, busy ones
+/// more so.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
 /// The folder of this build's binaries, two above a test's own.
 fn profile_folder() -> PathBuf {
     let test = env::current_exe().expect("a test knows its path");
@@ -68,7 +72,7 @@ pub struct Finished {
 
 /// Runs `cistern` to its end.
 pub fn cistern(arguments: &[&str]) -> Finished {
-    Running::start(arguments).finish(Duration::from_secs(120))
+    Running::start(arguments).finish(LIMIT)
 }
 
 /// A `cistern` at work. Killed when dropped.
@@ -87,13 +91,14 @@ impl Running {
 
     /// Starts `cistern` with this stdin.
     pub fn start_with(arguments: &[&str], stdin: Stdio) -> Self {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("cistern starts");
+        let mut command = Command::new(binary());
+        command.args(arguments).stdin(stdin);
+        Self::spawn(command)
+    }
+
+    /// Starts a command that is `cistern`, or becomes it.
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
         let (sender, lines) = channel();
         let stdout = child.stdout.take().expect("piped");
         thread::spawn(move || {
@@ -134,7 +139,7 @@ impl Running {
 
     /// Waits for a line of output that satisfies `wanted`.
     pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + LIMIT;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
