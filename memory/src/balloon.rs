@@ -1,3 +1,5 @@
+//! What is asked of a balloon, and what it says.
+
 /// What the guest's balloon driver last said about its memory (virtio 1.2, section 5.5.6.4). All sizes in bytes, all
 /// counts since the guest's boot; a value the driver did not report is `None`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

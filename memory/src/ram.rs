@@ -24,7 +24,7 @@ pub type Memory = GuestMemoryMmap<()>;
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The host refused the mapping.
-    #[error("guest RAM: mapping {bytes} bytes: {cause}")]
+    #[error("guest RAM: mapping {} MiB: {cause}: use a smaller --memory, or raise 'ulimit -v'", bytes >> 20)]
     Map {
         /// Size asked for.
         bytes: u64,

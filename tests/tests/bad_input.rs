@@ -144,7 +144,7 @@ fn devices_that_are_none() {
     refused(&["--kernel", kernel, "--console", "file:/nonexistent/log"], 1, &["console /nonexistent/log"]);
     refused(&["--kernel", kernel, "--cpus", "0"], 2, &["--cpus 0: 1 to 254"]);
     refused(&["--kernel", kernel, "--timeout", "never"], 2, &["--timeout"]);
-    refused(&["--kernel", kernel, "--cmdline", &"x".repeat(3000)], 1, &["command line: longer than"]);
+    refused(&["--kernel", kernel, "--cmdline", &"x".repeat(3000)], 2, &["--cmdline: longer than"]);
     let disks: Vec<String> = (0..16)
         .map(|number| {
             let disk = folder.path().join(format!("disk{number}"));
@@ -154,7 +154,7 @@ fn devices_that_are_none() {
         .collect();
     let mut arguments = vec!["--kernel", kernel];
     disks.iter().for_each(|disk| arguments.extend(["--disk", disk.as_str()]));
-    refused(&arguments, 1, &["17 virtio devices"]);
+    refused(&arguments, 2, &["17 virtio devices"]);
 }
 
 #[test]

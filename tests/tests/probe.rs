@@ -124,6 +124,7 @@ impl Guest {
             console: ConsoleTarget::File(folder.path().join("console")),
             name: "probe".to_owned(),
             timeout: None,
+            boot_times: false,
         };
         let machine = Machine::build(&config).expect("the machine is right");
         let balloon = Arc::clone(machine.balloon().expect("it has a balloon"));

@@ -35,7 +35,7 @@ pub enum Command {
 
 const RUN_HELP: &str = "Exit status: 0 guest powered off or reset, or stopped by you; 1 host or VMM error; 2 usage;
 3 guest crash; 4 timed out; 64 + the low five bits of a byte the guest writes to port 0xf4.
-Ctrl-A x leaves the console. SIGTERM presses the power button; a second one, or 5 s, stops.";
+Ctrl-A x stops the guest, Ctrl-A h lists more. SIGTERM presses the power button; a second one, or 5 s, stops.";
 
 /// `cistern run`.
 #[derive(clap::Args)]
@@ -46,9 +46,6 @@ pub struct Run {
     /// TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// Print, as JSON on stderr, where the time before the guest's first instruction went
-    #[arg(long)]
-    pub boot_times: bool,
 }
 
 /// `cistern demo`.

@@ -52,6 +52,8 @@ pub struct MachineConfig {
     pub name: String,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
+    /// Print where the time before the guest's first instruction went.
+    pub boot_times: bool,
 }
 
 /// A disk: `FILE[,ro]`.

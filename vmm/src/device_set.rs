@@ -29,7 +29,7 @@ pub enum DeviceSetError {
     #[error(transparent)]
     Balloon(#[from] DeviceError),
     /// More devices than interrupt lines.
-    #[error("{asked} virtio devices: a microVM has interrupts for {} of them", layout::VIRTIO_GSIS.len())]
+    #[error("{asked} virtio devices: a microVM has interrupts for {} of them: leave some out", layout::VIRTIO_GSIS.len())]
     TooMany {
         /// How many the configuration asks for.
         asked: usize,

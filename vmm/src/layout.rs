@@ -5,6 +5,10 @@
 
 use std::ops::Range;
 
+use cistern_devices::virtio::mmio::MMIO_BYTES;
+
+use crate::firmware::BASE_MEMORY_TAIL;
+
 /// Boot-time GDT.
 pub const GDT: u64 = 0x500;
 /// PVH start info and what it points to.
@@ -20,7 +24,7 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 /// Largest command line with its final NUL: `COMMAND_LINE_SIZE` of x86 Linux.
 pub const COMMAND_LINE_BYTES: usize = 2048;
 /// End of conventional memory; the MP table lies from here to 640 KiB.
-pub const BASE_MEMORY_END: u64 = 0x9_fc00;
+pub const BASE_MEMORY_END: u64 = BASE_MEMORY_TAIL.start;
 /// Start of RAM that kernels are loaded into.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
@@ -29,17 +33,12 @@ pub const DEVICE_GAP: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// First virtio-mmio register block; they follow each other.
 pub const VIRTIO_BASE: u64 = 0xd000_0000;
 /// Size of a virtio-mmio register block.
-pub const VIRTIO_BYTES: u64 = 0x1000;
+pub const VIRTIO_BYTES: u64 = MMIO_BYTES;
 /// The global interrupts virtio devices may have: the IOAPIC's pins less those of the PC's own devices (timer 0 and 2,
 /// keyboard 1, serial 3 and 4, RTC 8, ACPI 9, mouse 12, FPU 13).
 pub const VIRTIO_GSIS: [u32; 15] = [5, 6, 7, 10, 11, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 /// Three pages KVM needs on VT-x hosts, where the firmware would be.
 pub const KVM_TSS: usize = 0xfffb_d000;
-
-/// Interrupt of the first serial port.
-pub const SERIAL_GSI: u32 = 4;
-/// ACPI's system control interrupt.
-pub const SCI_GSI: u32 = 9;
 
 /// The guest-physical ranges of `memory_bytes` of RAM, and so the highest address used. What no 64-bit address reaches is
 /// left out: no host's address width takes the rest either.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use cistern_devices::exit_port::{EXIT_PORT, ExitPort};
 use cistern_devices::i8042::{I8042, I8042_PORT, I8042_PORTS};
 use cistern_devices::port::PortDevice;
-use cistern_devices::power::{POWER_PORT, POWER_PORTS, Power};
+use cistern_devices::power::{POWER_PORT, POWER_PORTS, Power, SCI_GSI};
 use cistern_devices::pvpanic::{PVPANIC_PORT, Pvpanic};
 use cistern_devices::request::RequestSink;
-use cistern_devices::serial::{self, SERIAL_PORT, SERIAL_PORTS, Serial};
+use cistern_devices::serial::{self, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, Serial};
 use cistern_devices::virtio::mmio::{BreakReport, MmioTransport};
 use cistern_memory::{Balloon, GuestRam, RamError};
 use linux_loader::loader::load_cmdline;
@@ -46,7 +46,7 @@ pub enum MachineError {
     #[error(transparent)]
     Ram(#[from] RamError),
     /// More memory than guest-physical addresses.
-    #[error("--memory {memory}: this host's KVM has {bits}-bit guest addresses, enough for {}", largest_memory(*.bits))]
+    #[error("--memory {memory}: this host's KVM has {bits}-bit guest addresses, at most --memory {}G", largest_memory_gib(*.bits))]
     AddressWidth {
         /// What was asked for.
         memory: Size,
@@ -69,7 +69,7 @@ pub enum MachineError {
     #[error(transparent)]
     Device(#[from] DeviceSetError),
     /// The console's file.
-    #[error("console {}: {cause}", path.display())]
+    #[error("console {}: {cause}: name a file this user may write", path.display())]
     Console {
         /// The file.
         path: PathBuf,
@@ -86,10 +86,17 @@ pub enum MachineError {
     },
 }
 
-/// The largest memory that fits into addresses of this width, with the gap below 4 GiB.
-fn largest_memory(bits: u32) -> Size {
+impl MachineError {
+    /// True when the command line or configuration makes no sense, whatever the host.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Boot(BootError::CommandLine(_)) | Self::Device(DeviceSetError::TooMany { .. }))
+    }
+}
+
+/// The largest memory that fits into addresses of this width, with the gap below 4 GiB, in GiB.
+fn largest_memory_gib(bits: u32) -> u64 {
     let gap_bytes = layout::DEVICE_GAP.end - layout::DEVICE_GAP.start;
-    Size { bytes: (1u64 << bits) - gap_bytes }
+    ((1u64 << bits) - gap_bytes) >> 30
 }
 
 /// A microVM that has not started.
@@ -156,11 +163,11 @@ impl Machine {
             Arc::new(move |request| verdict.request(request))
         };
         let line = new_eventfd().map_err(system("eventfd"))?;
-        vm.connect_interrupt(&line, layout::SERIAL_GSI)?;
+        vm.connect_interrupt(&line, SERIAL_GSI)?;
         let serial_input_space = new_eventfd().map_err(system("eventfd"))?;
         let input_space = serial_input_space.try_clone().map_err(system("eventfd"))?;
         let serial = Arc::new(Serial::new(line, input_space, output));
-        let power = Arc::new(Power::new(Arc::clone(&requests), Box::new(vm.level_line(layout::SCI_GSI))));
+        let power = Arc::new(Power::new(Arc::clone(&requests), Box::new(vm.level_line(SCI_GSI))));
         let range =
             |first: u16, count: u16, device: Arc<dyn PortDevice>| PortRange { ports: first..first + count, device };
         let bus = Arc::new(Bus::new(

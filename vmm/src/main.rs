@@ -14,9 +14,10 @@ use cistern::config::ConsoleTarget;
 use cistern::guests;
 use cistern::host::{Host, Virtualization, host_memory_bytes};
 use cistern::limits;
-use cistern::machine::Machine;
+use cistern::machine::{Machine, MachineError};
 use cistern::options::{OptionsError, RunOptions};
 use cistern::outcome::{Outcome, STATUS_ERROR, STATUS_USAGE};
+use cistern::report;
 use cistern::signals::{Signals, ignore_file_size_limit_signal, restore_terminal_on_fatal_signals};
 use cistern::size::Size;
 use cistern::supervisor::Controls;
@@ -28,6 +29,7 @@ use clap::error::ErrorKind;
 use cli::{Cli, Command, GuestCommand, Run};
 
 fn main() -> ExitCode {
+    end_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -42,7 +44,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             complain(&format!("{error:#}"));
-            let usage = error.is::<OptionsError>();
+            let usage = error.is::<OptionsError>() || error.downcast_ref().is_some_and(MachineError::is_usage);
             ExitCode::from(if usage { STATUS_USAGE } else { STATUS_ERROR })
         }
     }
@@ -56,7 +58,7 @@ fn complain(message: &str) {
         line.replace_range(start..=start + length, "");
     }
     // With stderr closed there is nobody to tell.
-    let _ = writeln!(io::stderr(), "cistern: {line}");
+    let _ = writeln!(io::stderr(), "{}: {line}", report::prefix());
 }
 
 /// Help and version as clap prints them; anything else as the one line that matters.
@@ -69,8 +71,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return ExitCode::from(if error.use_stderr() { STATUS_USAGE } else { 0 });
     }
     let text = error.render().to_string();
-    let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
-    let message = lines.collect::<Vec<_>>().join(" ");
+    // The usage and the pointer to --help that follow are known; a tip is not.
+    let (message, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let tips = rest.lines().filter(|line| line.trim_start().starts_with("tip:"));
+    let message = message.lines().chain(tips).map(str::trim).collect::<Vec<_>>().join(" ");
     complain(message.strip_prefix("error: ").unwrap_or(&message));
     ExitCode::from(STATUS_USAGE)
 }
@@ -82,6 +86,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         Some(path) => run.options.or(RunOptions::from_file(path)?),
         None => run.options,
     };
+    if let Some(name) = &options.name {
+        report::set_name(name);
+    }
     let config = options.resolve()?;
     if let Some((memory_bytes, swap_bytes)) = host_memory_bytes()
         && config.memory.bytes > memory_bytes
@@ -99,14 +106,14 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     let signals = Signals::block().context("signals")?;
     let serial = machine.serial().clone();
-    terminal_safety().context("signals")?;
+    restore_terminal_on_fatal_signals().context("signals")?;
     let input = match config.console {
         ConsoleTarget::Stdio => Some(ConsoleInput::new(io::stdin().as_fd().try_clone_to_owned().context("stdin")?)?),
         _ => None,
     };
     let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout });
     terminal::restore();
-    if run.boot_times {
+    if config.boot_times {
         let _ = writeln!(io::stderr(), "{}", timeline.to_json());
     }
     if let Some(failure) = serial.take_output_failure() {
@@ -123,16 +130,14 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     Ok(outcome.status())
 }
 
-/// However the process ends, the terminal is left as it was found.
-fn terminal_safety() -> io::Result<()> {
+/// A panic of any thread is the end: a part of the machine is lost. The terminal is left as it was found.
+fn end_on_panic() {
     let default_hook = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         terminal::restore();
         default_hook(info);
-        // A thread is lost, and with it a part of the machine: there is no going on.
         process::exit(i32::from(STATUS_ERROR));
     }));
-    restore_terminal_on_fatal_signals()
 }
 
 /// Prints a line on stdout; whoever closed it does not want to read it.

@@ -3,22 +3,25 @@
 //! [`RunOptions`] is that surface, every field optional; [`RunOptions::resolve`] turns it into a [`MachineConfig`] with
 //! every default filled in and every contradiction refused.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use cistern_memory::PAGE_SIZE;
 use clap::Args;
 use serde::Deserialize;
 
 use crate::config::{BalloonMode, ConsoleTarget, DiskConfig, MachineConfig, NetConfig, VsockConfig};
+use crate::firmware::CPUS_MAX;
 use crate::size::Size;
 
 /// Why options make no sense. All of these are usage errors.
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     /// The configuration file cannot be read.
-    #[error("--config {}: {cause}", path.display())]
+    #[error("--config {}: {cause}: name a TOML file this user may read", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -93,12 +96,22 @@ pub struct RunOptions {
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
-    /// Name of this VM [default: the process id]
+    /// Name of this VM, in its messages [default: the process id]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
     /// Stop the guest after this many seconds (exit status 4)
-    #[arg(long, value_name = "SECS")]
+    #[arg(long, value_name = "SECS", allow_negative_numbers = true)]
     pub timeout: Option<f64>,
+    /// Print, as JSON on stderr, where the time before the guest's first instruction went
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "BOOL",
+        hide_possible_values = true
+    )]
+    pub boot_times: Option<bool>,
 }
 
 /// Options that take a list accept a single value too.
@@ -124,10 +137,10 @@ where
 const DEFAULT_MEMORY: Size = Size::mebibytes(512);
 /// Boot structures, a kernel and something to work with: less has never booted anything.
 const MINIMUM_MEMORY: Size = Size::mebibytes(4);
-const PAGE_BYTES: u64 = 4096;
-/// CPUs the interrupt controller can address without x2APIC, less one for the IOAPIC.
-const MAXIMUM_CPUS: u32 = 254;
+const MAXIMUM_CPUS: u32 = CPUS_MAX as u32;
 const MAXIMUM_NAME_BYTES: usize = 64;
+/// No description of a machine is as long as this.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 impl RunOptions {
     /// Reads a TOML file.
@@ -135,7 +148,13 @@ impl RunOptions {
     /// # Errors
     /// [`OptionsError::File`] or [`OptionsError::Toml`].
     pub fn from_file(path: &Path) -> Result<Self, OptionsError> {
-        let text = fs::read_to_string(path).map_err(|cause| OptionsError::File { path: path.to_owned(), cause })?;
+        let failed = |cause| OptionsError::File { path: path.to_owned(), cause };
+        let mut text = String::new();
+        let mut file = File::open(path).map_err(failed)?.take(CONFIG_BYTES_MAX + 1);
+        file.read_to_string(&mut text).map_err(failed)?;
+        if text.len() as u64 > CONFIG_BYTES_MAX {
+            return Err(failed(io::Error::other(format!("larger than {} KiB", CONFIG_BYTES_MAX >> 10))));
+        }
         toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map(|span| 1 + text[..span.start].matches('\n').count());
             let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
@@ -164,6 +183,7 @@ impl RunOptions {
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             timeout: self.timeout.or(other.timeout),
+            boot_times: self.boot_times.or(other.boot_times),
         }
     }
 
@@ -177,7 +197,7 @@ impl RunOptions {
         if memory < MINIMUM_MEMORY {
             return Err(bad("memory", memory.to_string(), &format!("at least {MINIMUM_MEMORY}")));
         }
-        if !memory.bytes.is_multiple_of(PAGE_BYTES) {
+        if !memory.bytes.is_multiple_of(PAGE_SIZE) {
             return Err(bad("memory", memory.bytes.to_string(), "not a multiple of 4K"));
         }
         let cpus = self.cpus.unwrap_or(1);
@@ -212,6 +232,7 @@ impl RunOptions {
             console: self.console.unwrap_or(ConsoleTarget::Stdio),
             name,
             timeout,
+            boot_times: self.boot_times.unwrap_or(false),
         })
     }
 }
@@ -222,7 +243,7 @@ mod tests {
 
     fn toml(text: &str) -> Result<RunOptions, String> {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
-        fs::write(file.path(), text).expect("write");
+        std::fs::write(file.path(), text).expect("write");
         RunOptions::from_file(file.path()).map_err(|error| error.to_string())
     }
 
@@ -241,6 +262,7 @@ mod tests {
         console = "file:/tmp/log"
         name = "one"
         timeout = 2.5
+        boot-times = true
     "#;
 
     #[test]
@@ -281,9 +303,14 @@ mod tests {
             "one",
             "--timeout",
             "2.5",
+            "--boot-times",
         ])
         .expect("valid");
         assert_eq!(flags.options, file);
+        // None was left out above.
+        let count =
+            <Flags as clap::CommandFactory>::command().get_arguments().filter(|flag| flag.get_id() != "help").count();
+        assert_eq!(EVERYTHING.lines().filter(|line| line.contains(" = ")).count(), count);
         let config = file.resolve().expect("valid");
         assert_eq!((config.disks.len(), config.disks[1].read_only, config.nets.len()), (2, true, 1));
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));

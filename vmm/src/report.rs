@@ -2,6 +2,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+
+/// The name the user gave this VM.
+static NAME: OnceLock<String> = OnceLock::new();
+
+/// Lets every line say which VM it is about. The first name stays.
+pub fn set_name(name: &str) {
+    let _ = NAME.set(name.to_owned());
+}
+
+/// What every line starts with: `cistern`, and the VM's name if it was given one.
+pub fn prefix() -> String {
+    NAME.get().map_or_else(|| "cistern".to_owned(), |name| format!("cistern {name}"))
+}
 
 /// What a pipe with room for anything takes at once (`PIPE_BUF`).
 const LINE_BYTES_MAX: usize = 4096;
@@ -13,7 +27,7 @@ pub fn line(text: &str) {
 }
 
 fn write_line(to: BorrowedFd<'_>, text: &str) {
-    let mut line = format!("cistern: {text}").into_bytes();
+    let mut line = format!("{}: {text}", prefix()).into_bytes();
     line.truncate(LINE_BYTES_MAX - 1);
     line.push(b'\n');
     let mut poll = libc::pollfd { fd: to.as_raw_fd(), events: libc::POLLOUT, revents: 0 };

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 /// A number of bytes, read from text like `512M`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "SizeText")]
 pub struct Size {
     /// The size in bytes.
     pub bytes: u64,
@@ -46,11 +46,22 @@ impl FromStr for Size {
     }
 }
 
-impl TryFrom<String> for Size {
+/// What a file may have where a size is meant: text, or a plain number of bytes.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size: bytes or text like \"512M\"")]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
     type Error = SizeError;
 
-    fn try_from(text: String) -> Result<Self, SizeError> {
-        text.parse()
+    fn try_from(size: SizeText) -> Result<Self, SizeError> {
+        match size {
+            SizeText::Bytes(bytes) => Ok(Self { bytes }),
+            SizeText::Text(text) => text.parse(),
+        }
     }
 }
 

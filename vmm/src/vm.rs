@@ -13,7 +13,7 @@ use crate::layout;
 
 /// KVM refused something.
 #[derive(Debug, thiserror::Error)]
-#[error("/dev/kvm: {call}: {cause}")]
+#[error("/dev/kvm: {call}: {cause}: the kernel log may say why")]
 pub struct VmError {
     call: &'static str,
     cause: kvm_ioctls::Error,

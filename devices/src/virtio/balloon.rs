@@ -14,8 +14,8 @@ use vm_memory::{ByteValued, Le16, Le64};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::balloon_pages::PageSet;
+use super::chain::{Chain, QueueError};
 use super::device::{DeviceError, Driver, VirtioDevice, copy_config};
-use super::queue::{Chain, QueueError};
 use super::scatter::{Buffers, MAX_SEGMENTS, Scatter};
 
 /// Feature bit: the driver reports statistics.

@@ -16,7 +16,7 @@ use super::queue::VirtQueue;
 pub enum DeviceError {
     /// A virtqueue is malformed.
     #[error(transparent)]
-    Queue(#[from] super::queue::QueueError),
+    Queue(#[from] super::chain::QueueError),
     /// A request is malformed: the text says what is wrong with it.
     #[error("malformed request: {0}")]
     Request(&'static str),

@@ -6,6 +6,7 @@
 pub mod balloon;
 mod balloon_pages;
 pub mod block;
+pub mod chain;
 pub mod device;
 pub mod interrupt;
 pub mod mmio;

@@ -3,7 +3,7 @@
 use cistern_memory::Memory;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
-use super::queue::{Chain, QueueError};
+use super::chain::{Chain, QueueError};
 
 /// Most descriptors a chain may have, also through an indirect table. The kernel takes no more segments in one call
 /// (`UIO_MAXIOV`), and no driver comes near it; the specification's own limit is the queue size.

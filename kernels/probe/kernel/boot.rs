@@ -13,7 +13,7 @@ const E820_MAX: usize = 128;
 const E820_RAM: u32 = 1;
 
 const MAX_COMMAND_LINE: usize = 4096;
-const MAX_MP_TABLE: usize = 4096;
+const MAX_MP_TABLE: usize = 8192;
 
 /// Guest RAM as the memory map has it.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! The MP table (Intel MultiProcessor Specification 1.4): which processors there are.
 
 /// Processors the probe uses; more are left alone.
-pub const MAX_CPUS: usize = 64;
+pub const MAX_CPUS: usize = 254;
 
 /// Bytes of the floating pointer structure, which is 16-byte aligned.
 pub const POINTER_BYTES: usize = 16;

@@ -30,9 +30,9 @@ pub fn compose(
     let failed = |error: linux_loader::cmdline::Error| {
         BootError::CommandLine(match error {
             linux_loader::cmdline::Error::TooLarge | linux_loader::cmdline::Error::InvalidCapacity => {
-                format!("longer than the {} bytes a kernel takes", layout::COMMAND_LINE_BYTES - 1)
+                format!("longer than the {} bytes a kernel takes: shorten it", layout::COMMAND_LINE_BYTES - 1)
             }
-            linux_loader::cmdline::Error::InvalidAscii => "not ASCII text".to_owned(),
+            linux_loader::cmdline::Error::InvalidAscii => "not ASCII text: kernels take nothing else".to_owned(),
             other => other.to_string(),
         })
     };

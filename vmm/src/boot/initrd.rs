@@ -5,14 +5,13 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use cistern_memory::Memory;
+use cistern_memory::{Memory, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use super::kernel::LoadedKernel;
 use crate::size::Size;
 
-const PAGE_BYTES: u64 = 4096;
 /// Highest address of an initrd that kernels without a setup header are sure to accept: they run before paging is set up
 /// for more than the first GiB, less what Linux reserves at its end (`INITRD_ADDR_MAX` of old boot protocols).
 const DEFAULT_ADDRESS_MAX: u64 = 0x37ff_ffff;
@@ -32,7 +31,7 @@ pub fn load(path: &Path, memory: &Memory, kernel: &LoadedKernel, ram_end: u64) -
     let bytes = metadata.len();
     let address_max = kernel.setup_header.map_or(DEFAULT_ADDRESS_MAX, |header| u64::from(header.initrd_addr_max));
     let top = ram_end.min(address_max.saturating_add(1));
-    let bottom = kernel.end.next_multiple_of(PAGE_BYTES);
+    let bottom = kernel.end.next_multiple_of(PAGE_SIZE);
     let available = top.saturating_sub(bottom);
     let too_large = BootError::TooLarge {
         what: "initrd",
@@ -40,7 +39,7 @@ pub fn load(path: &Path, memory: &Memory, kernel: &LoadedKernel, ram_end: u64) -
         needed: Size { bytes },
         available: Size { bytes: available },
     };
-    let Some(start) = top.checked_sub(bytes).map(|start| start / PAGE_BYTES * PAGE_BYTES) else {
+    let Some(start) = top.checked_sub(bytes).map(|start| start / PAGE_SIZE * PAGE_SIZE) else {
         return Err(too_large);
     };
     if start < bottom {

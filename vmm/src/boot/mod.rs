@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be opened or read.
-    #[error("{what} {}: {cause}", path.display())]
+    #[error("{what} {}: {cause}: --{what} takes a file this user may read", path.display())]
     File {
         /// `kernel` or `initrd`.
         what: &'static str,
@@ -44,10 +44,10 @@ pub enum BootError {
         available: crate::size::Size,
     },
     /// The command line is not one.
-    #[error("command line: {0}")]
+    #[error("--cmdline: {0}")]
     CommandLine(String),
     /// Boot structures do not fit into guest RAM.
-    #[error("guest RAM: cannot write boot structures: {0}")]
+    #[error("guest RAM: cannot write boot structures: {0}: use a larger --memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
     /// The loader cannot place boot parameters.
     #[error("guest RAM: {0}")]

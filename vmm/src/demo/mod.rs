@@ -4,7 +4,8 @@ mod progress;
 mod view;
 
 use std::env;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -119,7 +120,11 @@ struct Running {
 impl Running {
     fn start(act: &'static Act, index: usize, kernel: &Path, sender: Sender<(usize, String)>) -> Result<Self> {
         let program = env::current_exe().context("finding this program")?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        // SAFETY: prctl is async-signal-safe and touches nothing of this process. A demo that is killed takes its guests
+        // along.
+        unsafe { command.pre_exec(die_with_parent) };
+        let mut child = command
             .args(["run", "--name", &format!("demo-{}", act.name), "--timeout", TIMEOUT_SECONDS])
             .args(["--memory", &act.memory.to_string(), "--cpus", &act.cpus.to_string()])
             .arg("--kernel")
@@ -157,6 +162,15 @@ impl Drop for Running {
         // Already gone in the usual case; otherwise the demo ends early and takes its guests along.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Lets the kernel kill this process when the one that started it ends, however it ends.
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: a plain system call.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

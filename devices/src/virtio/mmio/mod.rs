@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cistern_memory::GuestRam;
 use event_manager::{EventOps, EventSet, EventSubscriber, Events};
 use virtio_bindings::virtio_mmio as reg;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{DeviceError, VirtioDevice};
 use super::interrupt::Interrupt;
@@ -55,7 +55,7 @@ impl MmioTransport {
     /// # Errors
     /// When the process has no file descriptors left.
     pub fn new(device: Box<dyn VirtioDevice>, ram: Arc<GuestRam>, report: BreakReport) -> io::Result<Self> {
-        let eventfd = || EventFd::new(EFD_NONBLOCK);
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let interrupt = Arc::new(Interrupt::new(eventfd()?));
         let kicks = device.queue_sizes().iter().map(|_| eventfd()).collect::<io::Result<_>>()?;
         Ok(Self {

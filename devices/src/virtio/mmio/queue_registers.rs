@@ -5,7 +5,8 @@ use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::chain::QueueError;
+use crate::virtio::queue::VirtQueue;
 
 /// What the driver wrote to QueueNum, QueueReady and the address registers of one queue. Kept as written: what is wrong
 /// with it shows when the queue is built.
