@@ -12,10 +12,13 @@ use crate::layout;
 const DEFAULTS: &str = "console=ttyS0 reboot=k panic=-1 quiet";
 
 /// What PVM hosts need besides: kernel mode is interpreted there by a KVM that lacks some instructions, and CPUID is not
-/// intercepted, so that Linux has to be told which features it must not use.
+/// intercepted, so that Linux has to be told which features it must not use. So has its user space: without XSAVE the
+/// kernel keeps the SSE registers over a task switch and no wider ones, but a C library that asks the processor itself
+/// would use them. What the kernel does not know becomes the environment of the first process.
 const PVM_DEFAULTS: &str = "mitigations=off random.trust_cpu=on no_timer_check noxsave \
     clearcpuid=smap,smep,xsave,cx16,popcnt,erms,fsrm,invpcid,pcid,bmi1,bmi2,avx,fsgsbase,umip,rdrand,rdseed,xsaves,\
-xsaveopt,movbe,avx2,clwb,clflushopt,la57,pku,rdpid,user_shstk";
+xsaveopt,movbe,avx2,clwb,clflushopt,la57,pku,rdpid,user_shstk \
+    GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX2,-AVX,-AVX_Fast_Unaligned_Load";
 
 /// Defaults, a `virtio_mmio.device=` for each device, then what the user wrote; or, `bare`, only that.
 ///
@@ -74,7 +77,8 @@ mod tests {
             text("root=/dev/vda", false, Virtualization::Hardware),
             "console=ttyS0 reboot=k panic=-1 quiet virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda"
         );
-        assert!(text("", false, Virtualization::Pvm).contains(" noxsave clearcpuid=smap,"));
+        let pvm = text("", false, Virtualization::Pvm);
+        assert!(pvm.contains(" noxsave clearcpuid=smap,") && pvm.contains(" GLIBC_TUNABLES="), "{pvm}");
     }
 
     #[test]
