@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// How long anything may take that should take seconds: hosts that interpret a guest's kernel are slow, busy ones
 /// more so.
-pub const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(600);
 
 /// The folder of this build's binaries, two above a test's own.
 fn profile_folder() -> PathBuf {
