@@ -13,6 +13,7 @@ use cistern::supervisor::Controls;
 use cistern_memory::{Balloon, GuestRam, PAGE_SIZE};
 use cistern_tests::process::{Finished, Running, cistern, probe};
 use serde_json::Value;
+use vm_memory::{Bytes, GuestAddress};
 
 const MIB: u64 = 1 << 20;
 
@@ -90,11 +91,45 @@ fn a_large_guest_costs_what_it_fills() {
     let cmdline = "probe=\"fill:64M,random=100;verify;idle:600\"";
     let mut guest = Running::start(&["run", "--kernel", kernel, "--memory", "4G", "--cpus", "2", "--cmdline", cmdline]);
     guest.wait_for_phase("verify");
+    let pss_kib = pss_kib(&guest);
+    assert!((64 * 1024..=72 * 1024).contains(&pss_kib), "{pss_kib} KiB");
+}
+
+/// What the host has spent on a guest, all of its process counted.
+fn pss_kib(guest: &Running) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", guest.pid())).expect("smaps_rollup");
     let pss =
         rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let pss_kib = pss.expect("smaps_rollup has Pss");
-    assert!((64 * 1024..=72 * 1024).contains(&pss_kib), "{pss_kib} KiB");
+    pss.expect("smaps_rollup has Pss")
+}
+
+#[test]
+fn freed_memory_is_paid_for_until_the_host_is_told() {
+    const SILENT: &str = "free:24M,silent";
+    for (free, balloon, expected_mib) in [
+        ("free:24M", "on", 8..16),
+        (SILENT, "on", 32..40),
+        ("free:24M", "noreporting", 32..40),
+        (SILENT, "off", 32..40),
+    ] {
+        let kernel = probe().to_str().expect("test paths are plain");
+        let cmdline = format!("probe=\"fill:32M,random=100;{free};verify;idle:600\"");
+        let mut guest = Running::start(&[
+            "run",
+            "--kernel",
+            kernel,
+            "--memory",
+            "256M",
+            "--balloon",
+            balloon,
+            "--cmdline",
+            &cmdline,
+        ]);
+        let verify = guest.wait_for_phase("verify");
+        assert_eq!((verify["pages"].as_u64(), verify["bad"].as_u64()), (Some(2048), Some(0)), "{verify}");
+        let pss_mib = pss_kib(&guest) >> 10;
+        assert!(expected_mib.contains(&pss_mib), "{free}, balloon {balloon}: {pss_mib} MiB");
+    }
 }
 
 /// A machine that runs on a thread of its own until it is stopped.
@@ -245,4 +280,64 @@ fn freed_pages_are_reported() {
     assert_eq!((guest.resident(base, 16 * MIB), guest.resident(base + 16 * MIB, 16 * MIB)), (4096, 0));
     let reports = guest.finish();
     assert_eq!(phases(&reports, "free")[0]["reported_pages"], 4096);
+}
+
+#[test]
+fn damage_from_outside_is_found_and_named() {
+    // The guest's memory is changed while it idles; a host too slow for that gets more time.
+    let reports = [1, 4, 16, 64].into_iter().find_map(spoil).expect("a host that is quicker than a minute");
+    let base = reports[0]["fill_base"].as_u64().expect("the boot line has it");
+    let mut found: Vec<_> = phases(&reports, "bad");
+    found.sort_by_key(|line| line["page"].as_u64());
+    let expected = [(FLIPPED, "corrupt"), (FOREIGN, "foreign"), (STALE, "stale")];
+    assert_eq!(found.len(), expected.len(), "{reports:#?}");
+    for (line, (page, what)) in found.iter().zip(expected) {
+        assert_eq!((line["page"].as_u64(), line["what"].as_str()), (Some(page), Some(what)), "{line}");
+        assert_eq!(line["gpa"], format!("{:#x}", base + page * PAGE_SIZE), "{line}");
+    }
+    assert_eq!(found[0]["offset"], 2000, "{}", found[0]);
+    assert_eq!(phases(&reports, "verify")[0]["bad"], 3);
+}
+
+const FLIPPED: u64 = 100;
+const FOREIGN: u64 = 101;
+const STALE: u64 = 102;
+
+/// Flips a bit of a filled page, puts another one's content into a second, and into a third what it held before it was
+/// last written. `None` when the guest did not idle for as long as that took.
+fn spoil(idle_seconds: u32) -> Option<Vec<Value>> {
+    let program = format!(
+        "fill:4M,dup=25,text=50,random=25,seed=3;idle:{idle_seconds};\
+         walk:4M,secs=0.2,dist=sequential,write=100;idle:{idle_seconds};verify;idle:600"
+    );
+    let guest = Guest::start(&program, Size::mebibytes(64), 0);
+    let memory = guest.ram.memory();
+    guest.wait_for_phases("fill", 1);
+    let base = guest.reports()[0]["fill_base"].as_u64().expect("the boot line has it");
+    let read = |page: u64| {
+        let mut content = vec![0; PAGE_SIZE as usize];
+        memory.read_slice(&mut content, GuestAddress(base + page * PAGE_SIZE)).expect("inside RAM");
+        content
+    };
+    let write = |page: u64, content: &[u8]| {
+        memory.write_slice(content, GuestAddress(base + page * PAGE_SIZE)).expect("inside RAM");
+    };
+    let before = read(STALE);
+    if !phases(&guest.reports(), "idle").is_empty() {
+        guest.finish();
+        return None;
+    }
+    guest.wait_for_phases("walk", 1);
+    assert_ne!(before, read(STALE), "the walk has written it");
+    let mut flipped = read(FLIPPED);
+    flipped[2000] ^= 0x10;
+    write(FLIPPED, &flipped);
+    write(FOREIGN, &read(700));
+    write(STALE, &before);
+    if phases(&guest.reports(), "idle").len() > 1 {
+        guest.finish();
+        return None;
+    }
+    guest.wait_for_phases("verify", 1);
+    Some(guest.finish())
 }
