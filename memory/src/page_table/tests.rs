@@ -1,0 +1,1 @@
+//! Tests beside those under loom.
