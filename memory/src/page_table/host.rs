@@ -3,7 +3,7 @@
 //! punish: a second mover, a hole, a full slot, a stale copy.
 //!
 //! Homes outside guest RAM are plain memory, so that under loom a missing order between two owners is a data race.
-//! Guest RAM is changed by relaxed read-modify-writes: the kernel makes them atomic, and they order nothing.
+//! Guest RAM is read and changed by relaxed read-modify-writes: the kernel makes them atomic, and they order nothing.
 
 #[cfg(loom)]
 use loom::{
@@ -111,10 +111,11 @@ impl Host {
 
     /// The kernel maps a page in an open VM.
     pub fn populate(&self, gfn: u64, version: u64) {
-        self.at(gfn).ram.store(PRESENT | version << VERSION_SHIFT, Relaxed);
+        self.at(gfn).ram.swap(PRESENT | version << VERSION_SHIFT, Relaxed);
     }
 
-    /// The fault handler, and the faulting thread until it is woken. True when the page was there all along.
+    /// The fault handler, and the faulting thread until it is woken. True when the page is in guest RAM now, and stays if
+    /// it is pinned.
     pub fn fault(&self, gfn: u64) -> bool {
         let wakes = self.wakes();
         let next = match self.table.begin_refault(gfn).unwrap() {
@@ -123,14 +124,16 @@ impl Host {
         };
         match next {
             RefaultNext::Won(claim) => self.bring_in(claim),
-            RefaultNext::Joined => self.wait(wakes),
+            RefaultNext::Joined => {
+                self.wait(wakes);
+                false
+            }
             RefaultNext::Present => {
                 thread::yield_now();
-                return true;
+                true
             }
             RefaultNext::FirstTouch => panic!("touch_first asks for a first touch"),
         }
-        false
     }
 
     /// A device writes a page while it holds its frame: protection does not stop it. `may_vanish`: the guest frees pages
@@ -140,10 +143,7 @@ impl Host {
         let there = match self.table.pin(gfn).unwrap() {
             PinNext::Pinned => true,
             PinNext::FirstTouch => false,
-            PinNext::BringBack(claim) => {
-                self.bring_in(claim);
-                false
-            }
+            PinNext::BringBack(claim) => self.bring_in(claim),
             PinNext::Wait => {
                 self.wait(wakes);
                 false
@@ -197,7 +197,7 @@ impl Host {
         if let CopyNext::Won(claim) = self.table.begin_copy(gfn).unwrap() {
             let page = self.at(gfn);
             page.ram.fetch_or(PROTECTED, Relaxed);
-            let copy = page.ram.load(Relaxed);
+            let copy = page.ram.fetch_or(0, Relaxed);
             assert!(copy & PRESENT != 0, "the copier reads a hole");
             match self.table.win_drop(claim).unwrap() {
                 DropNext::Won(claim) => {
@@ -248,14 +248,17 @@ impl Host {
     /// Fails to bring a page in.
     pub fn refault_failing(&self, gfn: u64) {
         match self.table.begin_refault(gfn).unwrap() {
-            RefaultNext::Won(claim) if claim.kind().from == Place::Resident => self.bring_in(claim),
+            RefaultNext::Won(claim) if claim.kind().from == Place::Resident => {
+                self.bring_in(claim);
+            }
             RefaultNext::Won(claim) => self.after_in(self.table.abort_refault(claim).unwrap()),
             // Nobody waits here for the page: a wake-up that finds nobody does no harm.
             RefaultNext::FirstTouch | RefaultNext::Joined | RefaultNext::Present => {}
         }
     }
 
-    pub fn bring_in(&self, claim: Claim<Refaulting>) {
+    /// True when the page is in guest RAM, false when it was freed on the way.
+    pub fn bring_in(&self, claim: Claim<Refaulting>) -> bool {
         let gfn = claim.gfn();
         let page = self.at(gfn);
         let location = Location::new(gfn).expect("a small number");
@@ -271,19 +274,22 @@ impl Host {
             Place::Stored(Stored::Swapped(at)) if at == location => self.map(gfn, page.swapped.take()),
             Place::Stored(other) => panic!("brought in from {other:?}"),
         }
-        self.after_in(self.table.finish_refault(claim, 2).unwrap());
+        let after = self.table.finish_refault(claim, 2).unwrap();
+        let there = matches!(after, AfterIn::AtRest { .. });
+        self.after_in(after);
+        there
     }
 
     fn release(&self, claim: Claim<Freeing>) {
         let page = self.at(claim.gfn());
-        match claim.kind().from {
-            Place::Unknown | Place::Resident => page.ram.store(0, Relaxed),
-            Place::Untouched => {}
-            Place::Aside => drop(page.side.take()),
-            Place::Stored(Stored::Compressed(_)) => drop(page.compressed.take()),
-            Place::Stored(Stored::Swapped(_)) => drop(page.swapped.take()),
+        let _gone = match claim.kind().from {
+            Place::Unknown | Place::Resident => page.ram.fetch_and(0, Relaxed),
+            Place::Untouched => 0,
+            Place::Aside => page.side.take(),
+            Place::Stored(Stored::Compressed(_)) => page.compressed.take(),
+            Place::Stored(Stored::Swapped(_)) => page.swapped.take(),
             Place::Stored(other) => panic!("released in {other:?}"),
-        }
+        };
         assert_eq!(page.ram.fetch_or(0, Relaxed), 0, "a page was freed and is still mapped");
         assert!(page.side.is_empty() && page.compressed.is_empty() && page.swapped.is_empty(), "freed and still held");
         let freed = self.table.finish_free(claim).unwrap();
@@ -295,7 +301,9 @@ impl Host {
     pub fn after_out(&self, after: AfterOut) {
         match after {
             AfterOut::AtRest => {}
-            AfterOut::HandBack(claim) => self.bring_in(claim),
+            AfterOut::HandBack(claim) => {
+                self.bring_in(claim);
+            }
             AfterOut::Drop(claim) => self.release(claim),
         }
     }
@@ -341,7 +349,7 @@ impl Host {
             let page = self.table.page(gfn as u64).unwrap();
             assert!(!page.state.is_transient() && !page.wanted && !page.discard && !page.copying, "{page:?}");
             assert_eq!(page.pins, 0, "{page:?}");
-            let ram = host.ram.load(Relaxed);
+            let ram = host.ram.fetch_or(0, Relaxed);
             assert_eq!(ram & PROTECTED, 0, "{page:?} is protected");
             let held = [ram != 0, !host.side.is_empty(), !host.compressed.is_empty(), !host.swapped.is_empty()];
             match page.state {

@@ -108,6 +108,8 @@ fn perform(host: &Host, event: Event, events: &[Event], old: u64) {
 /// Runs each list of events in a thread of its own, the first in the main one; then nothing may be lost, stale or
 /// stuck.
 fn explore(start: Start, threads: &'static [&'static [Event]], preemptions: usize) {
+    // Printed when the test fails: what to look at.
+    println!("{start:?}, {threads:?}");
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);
     model.check(move || {
@@ -211,14 +213,17 @@ fn open_beside_a_first_touch() {
             }
             let other = {
                 let host = host.clone();
-                thread::spawn(move || drop(host.read(0)))
+                thread::spawn(move || assert_eq!(host.read(0), FRESH))
             };
             let opened = host.table.open();
             other.join().unwrap();
             let state = host.table.page(0).unwrap().state;
             match opened {
                 Ok(()) => assert_eq!(state, State::Unknown),
-                Err(PageTableError::NotHome { gfn: 0, state: State::Refaulting }) => assert_eq!(state, State::Resident),
+                // The touch may have found the VM open for a moment.
+                Err(PageTableError::NotHome { gfn: 0, state: State::Refaulting }) => {
+                    assert!(matches!(state, State::Resident | State::Unknown), "{state:?}");
+                }
                 Err(other) => panic!("{other}"),
             }
             host.check_at_rest();
