@@ -27,7 +27,7 @@
 //! The words are the only synchronisation between owners of a page. Taking a claim acquires (`AcqRel` compare-and-swap)
 //! what the previous owner released by finishing its own: its moves, copies and store updates. A plain look at a word
 //! acquires as well, because callers act on it. No event needs an order between two words, so nothing here is
-//! sequentially consistent. [`open`](PageTable::open) looks at each word by read-modify-write: see there. The counters
+//! sequentially consistent. [`open`](PageTable::open) alone looks at all words: see there. The counters
 //! are statistics and relaxed.
 
 mod claim;
@@ -184,13 +184,13 @@ impl PageTable {
     /// [`PageTableError::NotHome`] when a page is aside, stored or in flight. The VM stays armed; pages already looked at
     /// are unknown again and may be classified anew.
     pub fn open(&self) -> Result<(), PageTableError> {
-        // Each word is read by read-modify-write, so it is the latest: a page in flight is seen. Whoever takes a page into
-        // flight afterwards takes it from that write, which releases the store here: it sees the VM open when it
-        // finishes, and leaves the page unknown.
+        // Each word is written, changed or not, so what was read is the latest: a page in flight is seen. Whoever takes a
+        // page into flight afterwards takes it from that write, which releases the store here: it sees the VM open when
+        // it finishes, and leaves the page unknown.
         self.armed.store(false, Ordering::Release);
         let mut gfn = self.words.next_written_exactly(0);
         while let Some(cell) = self.words.get(gfn) {
-            let mut old = Word(cell.fetch_or(0, Ordering::AcqRel));
+            let mut old = Word(cell.load(Ordering::Acquire));
             loop {
                 let home = matches!(old.state(), State::Unknown | State::Untouched | State::Resident);
                 if !home || old.copying() {

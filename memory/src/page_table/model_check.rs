@@ -1,5 +1,5 @@
-//! The page table under loom: every pair of events on one page, from every state at rest, in every interleaving and with
-//! every reordering the orderings allow (up to a bound on preemptions); and the triples that matter.
+//! The page table under loom: every pair of events on one page, from every state at rest, in every interleaving up to a
+//! bound on preemptions and with every reordering the orderings allow; and the rounds and triples that matter.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p cistern-memory --profile checked --lib page_table`
 
@@ -153,7 +153,7 @@ fn every_pair_from_every_state() {
     for start in STARTS {
         for (index, &first) in EVENTS.iter().enumerate() {
             for &second in &EVENTS[index..] {
-                explore(start, leak(&[&[first], &[second]]), 3);
+                explore(start, leak(&[&[first], &[second]]), 5);
             }
         }
     }
@@ -171,31 +171,40 @@ fn one_event_beside_a_round() {
     }
 }
 
-/// Two threads meet a page that a third owns.
+/// Two threads meet a page that a third is evicting.
 #[test]
-fn two_events_beside_an_owner() {
-    for (start, owner) in [
-        (Start::Resident, Evict),
-        (Start::Resident, Copy),
-        (Start::Aside, Store),
-        (Start::Compressed, Read),
-        (Start::Untouched, Write),
-        (Start::Resident, Free),
+fn two_events_beside_an_evictor() {
+    for (evictor, first, second) in [
+        (Evict, Write, Free),
+        (Evict, Write, Pin),
+        (Evict, Pin, Free),
+        (Copy, Write, Free),
+        (Copy, Pin, Free),
+        (Copy, Write, Evict),
+        (Copy, Write, Copy),
+        (Copy, Pin, Copy),
+        (Copy, Free, Copy),
     ] {
-        for pair in [
-            [Write, Free],
-            [Write, Pin],
-            [Pin, Free],
-            [Read, Read],
-            [Pin, Pin],
-            [Free, Free],
-            [Write, Evict],
-            [Write, Copy],
-            [Pin, Copy],
-            [Free, Copy],
-        ] {
-            explore(start, leak(&[&[owner], &pair[..1], &pair[1..]]), 2);
-        }
+        explore(Start::Resident, leak(&[&[evictor], &[first], &[second]]), 2);
+    }
+}
+
+/// Two threads meet a page that a third stores, brings in or frees.
+#[test]
+fn two_events_beside_another_owner() {
+    for (start, owner, first, second) in [
+        (Start::Aside, Store, Write, Free),
+        (Start::Aside, Store, Pin, Free),
+        (Start::Aside, Store, Write, Pin),
+        (Start::Aside, Store, Read, Read),
+        (Start::Compressed, Read, Write, Free),
+        (Start::Compressed, Read, Pin, Free),
+        (Start::Compressed, Read, Write, Evict),
+        (Start::Compressed, RefaultFailing, Write, Pin),
+        (Start::Untouched, Write, Pin, Free),
+        (Start::Resident, Free, Free, Write),
+    ] {
+        explore(start, leak(&[&[owner], &[first], &[second]]), 2);
     }
 }
 

@@ -68,6 +68,13 @@ impl Words {
         gfn
     }
 
+    /// Where the words lie in this process.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn addresses(&self) -> std::ops::Range<usize> {
+        let range = self.cells.as_slice().as_ptr_range();
+        range.start as usize..range.end as usize
+    }
+
     fn written_bit(&self, gfn: u64) -> (&AtomicU64, u64) {
         let chunk = gfn / CHUNK_WORDS;
         (&self.written[(chunk / 64) as usize], 1 << (chunk % 64))
