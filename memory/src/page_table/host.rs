@@ -5,6 +5,8 @@
 //! Homes outside guest RAM are plain memory, so that under loom a missing order between two owners is a data race.
 //! Guest RAM is read and changed by relaxed read-modify-writes: the kernel makes them atomic, and they order nothing.
 
+#![allow(clippy::unwrap_used)]
+
 #[cfg(loom)]
 use loom::{
     sync::atomic::AtomicU64,
