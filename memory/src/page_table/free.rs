@@ -31,6 +31,8 @@ impl PageTable {
     /// The guest gives a page back. Pins do not keep it: the guest asked for it, and a device that still holds the frame
     /// writes to nobody.
     ///
+    /// In an open VM nothing is out: there, a plain drop that excludes arming does as well, and writes no table memory.
+    ///
     /// # Errors
     /// [`PageTableError::OutOfRange`].
     pub fn begin_free(&self, gfn: u64) -> Result<FreeNext, PageTableError> {

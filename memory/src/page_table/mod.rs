@@ -45,6 +45,8 @@ mod host;
 #[cfg(all(test, loom))]
 mod model_check;
 #[cfg(all(test, not(loom)))]
+mod plain_model;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 #[cfg(all(test, loom))]

@@ -13,7 +13,8 @@ pub enum PinNext {
     FirstTouch,
     /// Map the page, release it where it was, finish, then use it.
     BringBack(Claim<Refaulting>),
-    /// Somebody is at the page: wait until woken, then look again with [`PageTable::begin_refault`].
+    /// Somebody is at the page: wait until woken, then look again with [`PageTable::begin_refault`]. Note the count of
+    /// wake-ups before pinning, and wait for a later one: a look at the state may find the page with its next owner.
     Wait,
 }
 
