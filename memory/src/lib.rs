@@ -1,9 +1,11 @@
 //! Guest memory of one microVM.
 //!
 //! [`GuestRam`] is the lazily mapped RAM itself. [`Balloon`] is what this crate asks of a balloon device; the device
-//! crate implements it, so that nothing here knows virtio or KVM.
+//! crate implements it, so that nothing here knows virtio or KVM. [`page_table`] is the state machine that every page
+//! of a paged guest goes through.
 
 mod balloon;
+pub mod page_table;
 mod ram;
 mod userfault;
 
