@@ -3,7 +3,9 @@
 //! Tables and contexts are large beside a page, so a thread makes its [`Compressor`] or [`Decompressor`] once and keeps
 //! it.
 
-use lz4_flex::block::{CompressTable, DecompressError, compress_into_with_table, decompress_into, get_maximum_output_size};
+use lz4_flex::block::{
+    CompressTable, DecompressError, compress_into_with_table, decompress_into, get_maximum_output_size,
+};
 use twox_hash::XxHash3_64;
 use zstd_safe::{CCtx, CParameter, DCtx};
 

@@ -299,12 +299,7 @@ impl Slab {
     }
 
     /// Shows a block to `look`, which must be quick: the slab is locked.
-    pub(super) fn read<T>(
-        &self,
-        slot: u16,
-        generation: u8,
-        look: impl FnOnce(Found<'_>) -> T,
-    ) -> Result<T, Absent> {
+    pub(super) fn read<T>(&self, slot: u16, generation: u8, look: impl FnOnce(Found<'_>) -> T) -> Result<T, Absent> {
         let state = lock(&self.state);
         let entry = self.live_entry(&state, slot, generation)?;
         let (offset, length) = (entry.offset_bytes(), entry.length_bytes());
@@ -313,7 +308,11 @@ impl Slab {
         }
         // SAFETY: the range was checked to lie below the extent, where nothing is written without the lock held here.
         let bytes = unsafe { std::slice::from_raw_parts(self.data(offset), length) };
-        Ok(look(Found { codec: Codec::from_number((entry.shape >> CODEC_SHIFT) as u8 & 3), bytes, checksum: entry.checksum }))
+        Ok(look(Found {
+            codec: Codec::from_number((entry.shape >> CODEC_SHIFT) as u8 & 3),
+            bytes,
+            checksum: entry.checksum,
+        }))
     }
 
     /// Removes a block; returns its length and whether the slab must be queued to be tidied.

@@ -8,8 +8,8 @@
 //! reference to it, so that it cannot go away while the caller compares the whole page; one that differs is released.
 //! The hash is seeded anew for each index: a guest cannot aim at a bucket.
 //!
-//! **Memory** is 20 to 24 bytes a content (entry 16, bucket 4, room for more buckets) and nothing for further pages that
-//! share it. Entries come in chunks of 256 that go back when all of them are gone. The table grows and shrinks by one
+//! **Memory** is 20 to 22 bytes a content (entry 16, bucket 4, room for more buckets) and nothing for further pages that
+//! share it; up to 30 after most contents have gone. Entries come in chunks of 256 that go back when all of them are gone. The table grows and shrinks by one
 //! bucket at a time (linear hashing), so nobody waits for all of it to be rebuilt.
 //!
 //! **Locks**: 64 shards, one lock each, held for some tens of nanoseconds and never two at a time or together with
@@ -25,7 +25,6 @@ use std::sync::Mutex;
 
 use twox_hash::XxHash3_128;
 
-use self::entries::Entries;
 use self::shard::Shard;
 use super::{Home, Page, lock};
 
@@ -163,8 +162,9 @@ impl DuplicateIndex {
     /// [`DuplicateError::Full`] beyond 2^26 contents a shard.
     pub fn insert(&self, hash: PageHash, home: Home) -> Result<ShareId, DuplicateError> {
         let mut shard = self.shard(hash.shard());
-        let slot =
-            shard.insert(hash.fingerprint(), home).ok_or(DuplicateError::Full { contents: shard.entries.contents() })?;
+        let slot = shard
+            .insert(hash.fingerprint(), home)
+            .ok_or(DuplicateError::Full { contents: shard.entries.contents() })?;
         Ok(ShareId::new(hash.shard(), slot))
     }
 

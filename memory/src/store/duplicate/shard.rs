@@ -65,7 +65,8 @@ impl Shard {
         if listed {
             self.unlink(number);
             self.listed -= 1;
-            if self.listed * 2 < self.buckets.len() {
+            // Twice at most: one entry less makes room for one and a third bucket less.
+            while self.buckets.len() > self.listed + self.listed / 3 + 1 {
                 self.merge_bucket();
             }
         }
@@ -121,6 +122,9 @@ impl Shard {
     /// Adds a bucket and moves to it what belongs there from the one that stood for it.
     fn split_bucket(&mut self) {
         let added = self.buckets.len();
+        if added == self.buckets.capacity() {
+            self.buckets.reserve_exact(added / 4 + 4);
+        }
         self.buckets.push(NONE);
         if added > 0 {
             let lower = added & ((added + 1).next_power_of_two() - 1) >> 1;
@@ -137,8 +141,8 @@ impl Shard {
                 number = next;
             }
         }
-        if self.buckets.capacity() > 4 * self.buckets.len() {
-            self.buckets.shrink_to(2 * self.buckets.len());
+        if self.buckets.capacity() > 2 * self.buckets.len() + 8 {
+            self.buckets.shrink_to(self.buckets.len() / 4 * 5);
         }
     }
 
