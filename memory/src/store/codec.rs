@@ -192,6 +192,7 @@ impl Decompressor {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use cistern_probe::content::Kind;
     use proptest::prelude::*;

@@ -13,6 +13,8 @@ const SLOT_BITS: u32 = SLOTS.ilog2();
 const SLAB_BITS: u32 = 22;
 const GENERATION_BITS: u32 = 8;
 
+const _: () = assert!(Handle::BITS <= 40, "a page's state word has no room for more");
+
 impl Handle {
     /// Width of a handle's number in bits.
     pub const BITS: u32 = SLOT_BITS + SLAB_BITS + GENERATION_BITS;
@@ -59,6 +61,5 @@ mod tests {
         assert_eq!((handle.slab(), handle.slot(), handle.generation()), (slab, slot, generation));
         assert_eq!(Handle::from_number(handle.number()), handle);
         assert_eq!(handle.number() >> Handle::BITS, 0);
-        assert!(Handle::BITS <= 40);
     }
 }

@@ -16,6 +16,7 @@ mod arena;
 mod handle;
 mod slab;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,7 +1,6 @@
 //! The store against a plain map, against the kernel's idea of its memory, against threads and against damage.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 
 use cistern_probe::content::Kind;
 use cistern_probe::random::Generator;
@@ -321,7 +320,6 @@ fn threads_see_whole_pages_or_none() {
     let store = CompressedStore::new(3 * MIB);
     // Handles that any thread may read and remove; the owner of a block is the number of its content.
     let shared: Vec<Mutex<Option<(Handle, usize)>>> = (0..2000).map(|_| Mutex::new(None)).collect();
-    let done = AtomicBool::new(false);
     let expect = |handle, content: usize| match read(&store, handle) {
         Ok(page) => assert!(page == contents[content], "a foreign page"),
         Err(StoreError::Missing(_)) => (),
@@ -333,7 +331,6 @@ fn threads_see_whole_pages_or_none() {
                 let (store, shared, blocks, expect) = (&store, &shared, &blocks, &expect);
                 scope.spawn(move || {
                     let mut generator = Generator::new(thread);
-                    let mut full = 0;
                     for _ in 0..STEPS {
                         let place = &shared[generator.below(shared.len() as u64) as usize];
                         let known = *lock(place);
@@ -355,29 +352,21 @@ fn threads_see_whole_pages_or_none() {
                                             store.remove(old).unwrap();
                                         }
                                     }
-                                    Err(StoreError::Full { .. }) => full += 1,
+                                    Err(StoreError::Full { .. }) => (),
                                     Err(error) => panic!("{error}"),
                                 }
                             }
                         }
                     }
-                    full
                 })
             })
             .collect();
-        let keeper = scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                store.tidy(4);
-                for block in store.oldest(50, u64::MAX) {
-                    expect(block.handle, block.owner as usize);
-                }
+        while !workers.iter().all(|worker| worker.is_finished()) {
+            store.tidy(4);
+            for block in store.oldest(50, u64::MAX) {
+                expect(block.handle, block.owner as usize);
             }
-        });
-        for worker in workers {
-            worker.join().unwrap();
         }
-        done.store(true, Ordering::Relaxed);
-        keeper.join().unwrap();
     });
     store.tidy(usize::MAX);
     let kept: Vec<_> = shared.iter().filter_map(|place| *lock(place)).collect();

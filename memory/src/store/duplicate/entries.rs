@@ -34,7 +34,8 @@ const _: () = assert!(size_of::<Entry>() == 16);
 impl Entry {
     /// An entry with one reference.
     pub(super) fn new(home: Home, fingerprint: u32, listed: bool) -> Self {
-        Self { word: home.number() | u64::from(listed) * LISTED | REFERENCE, fingerprint, next: NONE }
+        let listed = if listed { LISTED } else { 0 };
+        Self { word: home.number() | listed | REFERENCE, fingerprint, next: NONE }
     }
 
     const fn free(next: u32) -> Self {

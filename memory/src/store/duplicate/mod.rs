@@ -18,6 +18,7 @@
 mod entries;
 mod shard;
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
 
 use std::hash::{BuildHasher, RandomState};
