@@ -7,6 +7,7 @@
 mod balloon;
 pub mod page_table;
 mod ram;
+pub mod store;
 mod userfault;
 
 pub use balloon::{Balloon, BalloonStatistics};
