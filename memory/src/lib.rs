@@ -5,6 +5,7 @@
 
 mod balloon;
 mod ram;
+pub mod store;
 mod userfault;
 
 pub use balloon::{Balloon, BalloonStatistics};
