@@ -11,9 +11,13 @@
 //! holds both locks.
 
 mod error;
+#[cfg(test)]
+mod fault;
 mod folder;
 mod page;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};

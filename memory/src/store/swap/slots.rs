@@ -1,8 +1,8 @@
 //! Which slots of the swap file are held, and the checksum of each.
 //!
 //! Slots are handed out in runs, next fit over segments of 16 MiB, so that what is written together lies together. The
-//! file grows only when at least half of what it has is held or no slot is free: bookkeeping stays within
-//! 8.5 bytes a page held at its peak. A segment without pages and blocks costs one pointer.
+//! file grows only when a quarter of what it has is held or no slot is free: bookkeeping stays within 18 bytes a page
+//! held at its peak, plus two segments. A segment without pages and blocks costs one pointer.
 //!
 //! A slot is free, held, or reserved while its hole is punched: a free slot could be handed out and written before
 //! the hole is made, and the page would be lost.
@@ -98,10 +98,10 @@ impl Slots {
             from = segment + 1;
         }
         let slots = self.segments.len() as u64 * u64::from(SEGMENT_SLOTS);
-        let half_held = u64::from(self.held) * 2 >= slots;
+        let quarter_held = u64::from(self.held) * 4 >= slots;
         let next = self.segments.len() as u32 * SEGMENT_SLOTS;
         let room = self.limit.saturating_sub(next).min(SEGMENT_SLOTS).min(want);
-        if best.len() < room as usize && (best.is_empty() || half_held) {
+        if best.len() < room as usize && (best.is_empty() || quarter_held) {
             self.grow();
             best = next..next + room;
         }
