@@ -3,15 +3,18 @@
 //! - [`zero`]: a page that is all zero needs no home.
 //! - [`duplicate`]: which contents are stored, and how many pages share each; it gives a stored page its lasting name.
 //! - [`compressed`]: contents kept compressed in memory; [`codec`] compresses them.
+//! - [`swap`]: contents kept in a file without a name.
 //!
 //! Stores know bytes, not guests. No clock runs in them: whoever stores a page says when.
 
 pub mod codec;
 pub mod compressed;
 pub mod duplicate;
+mod file;
 mod home;
 #[cfg(test)]
 mod samples;
+pub mod swap;
 pub mod zero;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
