@@ -153,9 +153,7 @@ fn choose_caching(file: &File) -> io::Result<Caching> {
             }
         }
     }
-    // Read-ahead would bring pages into the cache that nobody drops. Advice only: nothing fails without it.
-    // SAFETY: no memory is passed.
-    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+    refuse_read_ahead(file);
     Ok(Caching::Buffered)
 }
 
@@ -172,6 +170,12 @@ fn refuses_direct(file: &File) -> bool {
     code == 0
         && status.stx_mask & mask != 0
         && (status.stx_dio_offset_align == 0 || status.stx_dio_offset_align > page || status.stx_dio_mem_align > page)
+}
+
+/// Keeps the kernel from reading ahead: those pages would stay in the cache. Advice only: nothing fails without it.
+pub(super) fn refuse_read_ahead(file: &File) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
 }
 
 /// Turns `O_DIRECT` on or off.

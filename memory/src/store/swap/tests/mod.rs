@@ -54,6 +54,7 @@ fn faulty(limit_pages: u64, caching: Caching) -> SwapFile<Faulty> {
     assert_eq!(found, Caching::Direct, "the tests want a disk that does direct I/O");
     if caching == Caching::Buffered {
         folder::set_direct(&file, false).unwrap();
+        folder::refuse_read_ahead(&file);
     }
     SwapFile::over(Faulty::over(file), caching, limit_pages * PAGE_BYTES as u64)
 }
