@@ -239,6 +239,22 @@ mod tests {
         assert!(compressed(Codec::None, usize::MAX, &text).is_some());
     }
 
+    #[test]
+    fn less_or_more_than_a_page_is_refused() {
+        for bytes in [1, PAGE_BYTES - 1, PAGE_BYTES + 1, 3 * PAGE_BYTES] {
+            let content = vec![7; bytes];
+            let mut zstd = vec![0; bytes + 100];
+            let length = zstd_safe::compress(zstd.as_mut_slice(), &content, 1).unwrap();
+            let lz4 = lz4_flex::block::compress(&content);
+            let (mut decompressor, mut page) = (Decompressor::new(), [0; PAGE_BYTES]);
+            for (codec, block) in [(Codec::None, &content), (Codec::Lz4, &lz4), (Codec::Zstd, &zstd[..length].to_vec())]
+            {
+                let result = decompressor.decompress(codec, block, &mut page);
+                assert!(result.is_err(), "{codec:?}: {bytes} bytes are taken for a page");
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 

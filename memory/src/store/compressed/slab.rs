@@ -322,7 +322,8 @@ impl Slab {
         entry.shape &= !LIVE;
         // SAFETY: the slot is below the extent, and the lock is held.
         unsafe { self.entry(slot).write(entry) };
-        state.live_blocks -= 1;
+        // Damage may have brought entries to life that were never counted.
+        state.live_blocks = state.live_blocks.saturating_sub(1);
         state.live_bytes = state.live_bytes.saturating_sub(entry.padded_bytes() as u32);
         Ok((entry.length_bytes(), self.queue(&mut state)))
     }
@@ -457,11 +458,11 @@ impl Slab {
         (self.data(entry.offset_bytes()), entry.length_bytes(), self.entry(slot).cast())
     }
 
-    /// Live bytes and memory held.
+    /// Live bytes, memory held, and how far the data reach.
     #[cfg(test)]
-    pub(super) fn usage(&self) -> (u64, u64) {
+    pub(super) fn usage(&self) -> (u64, u64, u32) {
         let state = lock(&self.state);
-        (u64::from(state.live_bytes), state.held.bytes())
+        (u64::from(state.live_bytes), state.held.bytes(), state.extent.data_bytes)
     }
 
     /// The directory entry of a slot below [`SLOTS`].

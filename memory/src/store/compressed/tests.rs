@@ -47,7 +47,7 @@ fn slabs_in_use(store: &CompressedStore) -> Vec<u32> {
 fn assert_bounded(store: &CompressedStore) {
     let open = lock(&store.open).as_ref().map(|open| open.number);
     for number in slabs_in_use(store) {
-        let (live_bytes, held_bytes) = store.known_slab(number).usage();
+        let (live_bytes, held_bytes, _) = store.known_slab(number).usage();
         let bound = live_bytes * 8 / 7 + (4 + 3) * PAGE;
         assert!(held_bytes <= bound, "slab {number} holds {held_bytes} bytes for {live_bytes}, open: {open:?}");
     }
@@ -302,6 +302,72 @@ fn a_damaged_directory_costs_its_blocks_and_no_more() {
         }
         assert!(lost <= 5, "seed {seed}: {lost} pages lost");
     }
+}
+
+#[test]
+fn a_directory_of_garbage_leads_nowhere() {
+    for seed in 0..100 {
+        let mut generator = Generator::new(seed);
+        let store = CompressedStore::new(4 * MIB);
+        let handles: Vec<_> =
+            (0..900).map(|at| insert(&store, &page_of_entropy(40, at), at as u32, 0).unwrap()).collect();
+        let slab = store.known_slab(handles[0].slab());
+        let (.., data_bytes) = slab.usage();
+        for handle in &handles {
+            let (.., entry) = slab.raw(handle.slot());
+            let garbage = u128::from(generator.next()) << 64 | u128::from(generator.next());
+            // SAFETY: the entry is one of the store's, and no other thread knows the store.
+            unsafe { *entry = garbage.to_le_bytes() };
+        }
+        let out_of_place = |handle: &Handle| match read(&store, *handle) {
+            Ok(_) => panic!("seed {seed}: garbage is answered"),
+            Err(StoreError::Damaged { damage: Damage::Directory, .. }) => true,
+            Err(_) => false,
+        };
+        assert!(handles.iter().filter(|handle| out_of_place(handle)).count() > 300, "offsets are checked");
+        for handle in &handles[..600] {
+            let _ = store.remove(*handle);
+        }
+        store.tidy(usize::MAX);
+        // Whatever is still open is packed too.
+        if let Some(open) = lock(&store.open).take() {
+            slab.close(open);
+        }
+        slab.tidy();
+        let (.., packed_bytes) = slab.usage();
+        assert!(packed_bytes <= data_bytes, "seed {seed}: {data_bytes} bytes are packed into {packed_bytes}");
+        store.oldest(usize::MAX, u64::MAX);
+        for handle in &handles {
+            let _ = read(&store, *handle);
+        }
+    }
+}
+
+#[test]
+fn locked_memory_stays_counted() {
+    let store = CompressedStore::new(MIB);
+    let fill = || -> Vec<_> { (0..8).map(|at| insert(&store, &page(Kind::Random, at), at, 0).unwrap()).collect() };
+    let empty = |handles: Vec<Handle>| {
+        handles.into_iter().for_each(|handle| store.remove(handle).unwrap());
+        store.tidy(usize::MAX);
+        store.statistics().held_bytes
+    };
+    let handles = fill();
+    let full_bytes = store.statistics().held_bytes;
+    let (block, ..) = store.known_slab(0).raw(0);
+    // SAFETY: locking memory changes none of it.
+    assert_eq!(unsafe { libc::mlock(block.cast(), PAGE_BYTES) }, 0, "{}", io::Error::last_os_error());
+    let locked_bytes = empty(handles);
+    assert!(locked_bytes > 0 && locked_bytes < full_bytes, "{locked_bytes} of {full_bytes} bytes are left");
+
+    let handles: Vec<_> = fill().into_iter().take(1).collect();
+    assert_eq!(store.statistics().held_bytes, full_bytes, "what was left is used again");
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::munlock(block.cast(), PAGE_BYTES) }, 0, "{}", io::Error::last_os_error());
+    for slot in 1..8 {
+        store.remove(Handle::new(0, slot, handles[0].generation())).unwrap();
+    }
+    assert_eq!((empty(handles), resident_bytes(&store)), (0, 0));
 }
 
 #[test]
