@@ -230,3 +230,93 @@ impl Drop for Mapping {
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Pages of a range that are in memory, as the kernel says.
+    fn resident_pages(ram: &GuestRam) -> usize {
+        ram.regions()
+            .iter()
+            .map(|region| {
+                let mut residency = vec![0u8; (region.bytes / PAGE_SIZE) as usize];
+                // SAFETY: the range is mapped, and the vector has a byte for each of its pages.
+                let result = unsafe {
+                    libc::mincore(
+                        region.host_address as *mut libc::c_void,
+                        region.bytes as usize,
+                        residency.as_mut_ptr(),
+                    )
+                };
+                assert_eq!(result, 0, "mincore: {}", io::Error::last_os_error());
+                residency.iter().filter(|page| *page & 1 != 0).count()
+            })
+            .sum()
+    }
+
+    #[test]
+    fn nothing_is_populated_until_it_is_touched() {
+        let ram = GuestRam::new(&[0..64 * MIB, 4096 * MIB..4160 * MIB]).expect("RAM");
+        assert_eq!((ram.size_bytes(), resident_pages(&ram)), (128 * MIB, 0));
+        ram.memory().write_obj(7u8, GuestAddress(4096 * MIB + 12345)).expect("in RAM");
+        // One page, or one huge page where the host hands those out.
+        assert!((1..=512).contains(&resident_pages(&ram)));
+        assert!(ram.memory().write_obj(7u8, GuestAddress(64 * MIB)).is_err(), "between the regions");
+    }
+
+    #[test]
+    fn regions_are_aligned_for_huge_pages_on_both_sides() {
+        let ram = GuestRam::new(&[0..3 * MIB, 16 * MIB..17 * MIB]).expect("RAM");
+        for region in ram.regions() {
+            assert_eq!(region.guest_address % HUGE_PAGE_SIZE as u64, 0);
+            assert_eq!(region.host_address % HUGE_PAGE_SIZE as u64, 0);
+        }
+    }
+
+    #[test]
+    fn pages_given_back_read_as_zero_and_cost_nothing() {
+        let ram = GuestRam::new(&[0..8 * MIB]).expect("RAM");
+        ram.memory().write_slice(&vec![0xaa; 8 * MIB as usize], GuestAddress(0)).expect("in RAM");
+        assert_eq!(resident_pages(&ram), 2048);
+        ram.discard(MIB, 4 * MIB).expect("whole pages of RAM");
+        assert_eq!(resident_pages(&ram), 1024);
+        let byte = |address| ram.memory().read_obj::<u8>(GuestAddress(address)).expect("in RAM");
+        assert_eq!([MIB - 1, MIB, 5 * MIB - 1, 5 * MIB].map(byte), [0xaa, 0, 0, 0xaa]);
+    }
+
+    #[test]
+    fn only_whole_pages_of_ram_can_be_given_back() {
+        let ram = GuestRam::new(&[0..4 * MIB, 8 * MIB..12 * MIB]).expect("RAM");
+        for (address, bytes) in [
+            (1, PAGE_SIZE),
+            (0, PAGE_SIZE + 1),
+            (0, 0),
+            (4 * MIB - PAGE_SIZE, 2 * PAGE_SIZE),
+            (4 * MIB, PAGE_SIZE),
+            (u64::MAX - PAGE_SIZE + 1, PAGE_SIZE),
+            (0, u64::MAX - PAGE_SIZE + 1),
+        ] {
+            assert!(matches!(ram.discard(address, bytes), Err(RamError::NotRam { .. })), "{address:#x}, {bytes}");
+        }
+    }
+
+    #[test]
+    fn impossible_layouts_are_refused() {
+        for ranges in [
+            &[0..0][..],
+            &[PAGE_SIZE..2 * MIB],
+            &[0..MIB + 1],
+            &[0..4 * MIB, 2 * MIB..8 * MIB],
+            &[4 * MIB..8 * MIB, 0..2 * MIB],
+        ] {
+            assert!(matches!(GuestRam::new(ranges), Err(RamError::Layout { .. })), "{ranges:?}");
+        }
+        let error = GuestRam::new(&[0..1 << 60]).expect_err("more than any address space");
+        assert!(matches!(error, RamError::Map { .. }), "{error}");
+    }
+}

@@ -72,3 +72,16 @@ fn offers(feature: FeatureFlags) -> Result<bool, UserfaultError> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_moves_pages_also_write_protects_them() {
+        // The tests run as root, to whom it is never denied.
+        let support = UserfaultSupport::probe().expect("userfaultfd");
+        assert!(support.write_protect || !support.move_pages, "{support:?}");
+        assert!(!offers(FeatureFlags::from_bits_retain(1 << 63)).expect("userfaultfd"), "no such feature");
+    }
+}
