@@ -34,7 +34,7 @@ impl CloudKernel {
     /// # Errors
     /// No such package in apt's lists, no network, a package that does not hold what it should.
     pub fn fetch(self) -> Result<CloudPackage> {
-        let directory = guests::directory().join("debian").join(self.version());
+        let directory = guests::folder().join("debian").join(self.version());
         fs::create_dir_all(&directory).with_context(|| format!("{}: cannot be created", directory.display()))?;
         // Tests run in several processes: one fetches, the others wait.
         let lock = File::create(directory.join("lock"))?;

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::process;
+
 /// One thing `kernels/linux/build` makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guest {
@@ -17,7 +19,7 @@ pub enum Guest {
 }
 
 impl Guest {
-    /// The file's name under [`directory`].
+    /// The file's name under [`folder`].
     pub fn file_name(self) -> &'static str {
         match self {
             Guest::Vmlinux => "vmlinux",
@@ -34,18 +36,17 @@ impl Guest {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/linux/build");
         let output = Command::new(&script)
             .arg(self.file_name())
+            .env("CARGO_TARGET_DIR", process::target_folder())
             .output()
             .with_context(|| format!("{}: cannot be started", script.display()))?;
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
         }
-        Ok(directory().join(self.file_name()))
+        Ok(folder().join(self.file_name()))
     }
 }
 
-/// Where built and fetched guests lie: `guests` in cargo's target directory.
-pub fn directory() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
-    target.join("guests")
+/// Where built and fetched guests lie: `guests` in cargo's target folder.
+pub fn folder() -> PathBuf {
+    process::target_folder().join("guests")
 }
