@@ -97,21 +97,27 @@ impl Running {
     }
 
     /// Starts a command that is `cistern`, or becomes it.
-    pub fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_to(command, Stdio::piped())
+    }
+
+    /// Starts such a command with this stdout; its lines are seen here when that is [`Stdio::piped`].
+    pub fn spawn_to(mut command: Command, stdout: Stdio) -> Self {
+        let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("the command starts");
         let (sender, lines) = channel();
-        let stdout = child.stdout.take().expect("piped");
-        thread::spawn(move || {
-            let mut reader = BufReader::new(stdout);
-            let mut line = Vec::new();
-            while reader.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if sender.send(text).is_err() {
-                    break;
+        if let Some(stdout) = child.stdout.take() {
+            thread::spawn(move || {
+                let mut reader = BufReader::new(stdout);
+                let mut line = Vec::new();
+                while reader.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+                    let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                    if sender.send(text).is_err() {
+                        break;
+                    }
+                    line.clear();
                 }
-                line.clear();
-            }
-        });
+            });
+        }
         let mut stderr = child.stderr.take().expect("piped");
         let stderr = thread::spawn(move || {
             let mut text = Vec::new();
@@ -129,6 +135,11 @@ impl Running {
     /// The guest's stdin, when it was started with a pipe.
     pub fn stdin(&mut self) -> &mut std::process::ChildStdin {
         self.child.stdin.as_mut().expect("started with a piped stdin")
+    }
+
+    /// True when it is over.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_some()
     }
 
     /// Ends the guest's stdin.

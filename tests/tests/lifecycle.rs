@@ -50,6 +50,15 @@ impl Guest {
     fn start(&self, more: &[&str]) -> Running {
         self.arguments(more, Running::start)
     }
+
+    fn start_to(&self, stdout: Stdio, more: &[&str]) -> Running {
+        let mut command = Command::new(binary());
+        self.arguments(more, |arguments| {
+            command.args(arguments);
+        });
+        command.stdin(Stdio::null());
+        Running::spawn_to(command, stdout)
+    }
 }
 
 fn text(path: &Path) -> &str {
@@ -204,51 +213,30 @@ fn output_nobody_wants_does_not_stop_the_guest() {
     let guest = Guest::new(&Code::new().print("one\ntwo\n").exit(71).halt());
     let (reader, writer) = io::pipe().expect("a pipe");
     drop(reader);
-    let run = |stdout: Stdio| {
-        let kernel = guest.kernel();
-        let mut command = Command::new(binary());
-        command.args(["run", "--kernel", text(&kernel), "--memory", "16M"]).stdin(Stdio::null()).stdout(stdout);
-        let output = command.output().expect("cistern starts");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let lost = |bytes: u32, cause: &str| format!("cistern: console: {bytes} bytes of output lost: {cause}\n");
-    assert_eq!(run(writer.into()), (Some(71), lost(8, "Broken pipe")));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("open");
-    assert_eq!(run(full.into()), (Some(71), lost(8, "No space left on device")));
+    for (stdout, cause) in [(Stdio::from(writer), "Broken pipe"), (full.into(), "No space left on device")] {
+        let finished = guest.start_to(stdout, &[]).finish(LIMIT).expect_status(71);
+        assert_eq!(finished.stderr, format!("cistern: console: 8 bytes of output lost: {cause}\n"));
+    }
 }
 
 #[test]
 fn output_nobody_reads_does_not_hold_up_the_end() {
     let guest = Guest::new(&Code::new().repeat(Code::new().print("x")));
-    let kernel = guest.kernel();
-    let start = |more: &[&str]| {
+    let cases: [(&[i32], &[&str], i32); 3] =
+        [(&[libc::SIGTERM], &[], 0), (&[libc::SIGTERM, libc::SIGINT], &[], 0), (&[], &["--timeout", "5"], 4)];
+    for (signals, arguments, status) in cases {
         let (reader, writer) = io::pipe().expect("a pipe");
+        // Small, so that it is soon full.
         // SAFETY: F_SETPIPE_SZ takes an int.
         assert!(unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) } > 0);
-        let mut command = Command::new(binary());
-        command.args(["run", "--kernel", text(&kernel), "--memory", "16M"]).args(more);
-        let mut child =
-            command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).spawn().expect("cistern starts");
-        // The first write that does not fit is the one that waits.
+        let mut running = guest.start_to(writer.into(), arguments);
         wait_until("a full pipe", || {
-            assert!(child.try_wait().expect("the child can be waited for").is_none(), "it ended");
+            assert!(!running.has_ended(), "it ended");
             is_full(&reader)
         });
-        (child, reader)
-    };
-    for (signals, status) in [(vec![libc::SIGTERM], 0), (vec![libc::SIGTERM, libc::SIGINT], 0), (vec![], 4)] {
-        let timeout: &[&str] = if signals.is_empty() { &["--timeout", "5"] } else { &[] };
-        let (mut child, _reader) = start(timeout);
-        for signal in &signals {
-            // SAFETY: a plain system call; the child is not reaped yet, so the pid is its own.
-            assert_eq!(unsafe { libc::kill(child.id() as i32, *signal) }, 0);
-        }
-        let mut ended = None;
-        wait_until("the end", || {
-            ended = child.try_wait().expect("the child can be waited for");
-            ended.is_some()
-        });
-        assert_eq!(ended.and_then(|ended| ended.code()), Some(status), "{signals:?}");
+        signals.iter().for_each(|&signal| running.signal(signal));
+        running.finish(LIMIT).expect_status(status);
     }
 }
 
