@@ -117,7 +117,7 @@ fn cistern_boots(kernel: CloudKernel) -> Result<()> {
     for (name, status) in
         [("probe", 0), ("our Linux", 0), ("stock Debian kernel", 0), ("power button", 0), ("panic", 3)]
     {
-        assert_eq!(step(name).status, Some(status), "{name}:\n{}", step(name).output);
+        assert_eq!(step(name).status, Some(status), "{name}:\n{}\nhost:\n{}", step(name).output, transcript.console);
     }
     Ok(())
 }
