@@ -40,8 +40,9 @@ impl Vm {
     pub fn new(host: &Host, ram: Arc<GuestRam>) -> Result<Self, VmError> {
         let fd = host.kvm.create_vm().map_err(VmError::new("KVM_CREATE_VM"))?;
         fd.set_tss_address(layout::KVM_TSS).map_err(VmError::new("KVM_SET_TSS_ADDR"))?;
-        // Memory before the interrupt controllers: the other way round both wait for grace periods of the kernel's, 7 ms
-        // of the 12 ms it then took to the first guest instruction.
+        fd.create_irq_chip().map_err(VmError::new("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        fd.create_pit2(pit).map_err(VmError::new("KVM_CREATE_PIT2"))?;
         for (slot, region) in ram.regions().iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
@@ -53,9 +54,6 @@ impl Vm {
             // SAFETY: the region is mapped, and `self` keeps the mapping for as long as the VM.
             unsafe { fd.set_user_memory_region(region) }.map_err(VmError::new("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        fd.create_irq_chip().map_err(VmError::new("KVM_CREATE_IRQCHIP"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        fd.create_pit2(pit).map_err(VmError::new("KVM_CREATE_PIT2"))?;
         Ok(Self { fd: Arc::new(fd), _ram: ram })
     }
 
