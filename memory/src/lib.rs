@@ -5,11 +5,13 @@
 //! of a paged guest goes through.
 
 mod balloon;
+mod mapping;
 pub mod page_table;
+pub mod pager;
 mod ram;
 pub mod store;
 mod userfault;
 
 pub use balloon::{Balloon, BalloonStatistics};
-pub use ram::{GuestRam, Memory, PAGE_SIZE, RamError, RamRegion};
+pub use ram::{GuestRam, Memory, PAGE_SIZE, Paging, Pin, RamError, RamRegion};
 pub use userfault::{UserfaultError, UserfaultSupport};

@@ -3,19 +3,19 @@
 //! Private anonymous memory is the only kind for which lazy population, `UFFDIO_MOVE`, KSM and swap are all possible.
 //! Nothing is populated here: a page costs the host nothing until the guest or a device first touches it.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::ptr::{self, NonNull};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
+use crate::mapping::{HUGE_PAGE_SIZE, Mapping};
+use crate::page_table::PageTableError;
+
 /// Size of a page, the unit in which guest memory is mapped and given back.
 pub const PAGE_SIZE: u64 = 4096;
-
-/// Alignment of the mapping in host and guest addresses, so that both sides may use 2 MiB pages.
-const HUGE_PAGE_SIZE: usize = 2 << 20;
 
 /// The view devices use for guest memory access: bounds-checked, volatile.
 pub type Memory = GuestMemoryMmap<()>;
@@ -55,6 +55,51 @@ pub enum RamError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The pager cannot hold a page for a device.
+    #[error("guest RAM: pinning {guest_address:#x}, {bytes} bytes: {cause}")]
+    Pin {
+        /// Guest-physical start of the range.
+        guest_address: u64,
+        /// Its length.
+        bytes: u64,
+        /// What stands against it.
+        cause: PageTableError,
+    },
+}
+
+/// What a pager does for guest RAM: it knows where each page is. Ranges are gfns inside one region of RAM.
+pub trait Paging: Send + Sync + fmt::Debug {
+    /// Drops pages in whatever form they are held; they read as zero when this returns.
+    ///
+    /// # Errors
+    /// [`RamError::Advise`].
+    fn discard(&self, gfns: Range<u64>) -> Result<(), RamError>;
+
+    /// Brings pages into guest RAM and keeps them there until as many calls of [`Paging::unpin`].
+    ///
+    /// # Errors
+    /// [`PageTableError::TooManyPins`]; no page of the range is pinned then.
+    fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError>;
+
+    /// Ends one [`Paging::pin`] of the same range.
+    fn unpin(&self, gfns: Range<u64>);
+}
+
+/// Pages that a device uses: they stay in guest RAM for as long as this lives. Device code holds one over every range it
+/// gives to an asynchronous or O_DIRECT operation, which reaches the frames behind the page tables.
+#[derive(Debug)]
+#[must_use = "the pages are let go when this is dropped"]
+pub struct Pin {
+    paging: Option<Arc<dyn Paging>>,
+    gfns: Range<u64>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some(paging) = &self.paging {
+            paging.unpin(self.gfns.clone());
+        }
+    }
 }
 
 /// One contiguous piece of guest-physical RAM and where it lies in this process.
@@ -73,7 +118,9 @@ pub struct RamRegion {
 pub struct GuestRam {
     memory: Memory,
     regions: Vec<RamRegion>,
-    _mapping: Mapping,
+    mapping: Mapping,
+    /// The pager, from when it was made. It holds the RAM, not the other way round.
+    paging: OnceLock<Weak<dyn Paging>>,
 }
 
 impl GuestRam {
@@ -108,7 +155,7 @@ impl GuestRam {
         let mut offset = 0;
         for range in ranges {
             let bytes = (range.end - range.start) as usize;
-            let host = mapping.start.as_ptr().wrapping_add(offset);
+            let host = mapping.pointer().wrapping_add(offset);
             // SAFETY: [host, host + bytes) lies inside `mapping`, which this struct keeps for as long as the regions.
             let region = unsafe { MmapRegionBuilder::new(bytes).with_raw_mmap_pointer(host) }
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -124,7 +171,7 @@ impl GuestRam {
         }
         let memory = GuestMemoryMmap::from_regions(host_regions)
             .map_err(|_| RamError::Layout { guest_address: 0, bytes: total_bytes as u64 })?;
-        Ok(Arc::new(Self { memory, regions, _mapping: mapping }))
+        Ok(Arc::new(Self { memory, regions, mapping, paging: OnceLock::new() }))
     }
 
     /// The view through which devices and loaders read and write guest memory.
@@ -142,6 +189,12 @@ impl GuestRam {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
+    /// Lets a pager answer for the pages from now on. Before the guest runs and before any page is pinned; only the first
+    /// pager counts.
+    pub fn attach(&self, paging: Weak<dyn Paging>) {
+        let _ = self.paging.set(paging);
+    }
+
     /// Gives whole pages back to the host: they read as zero from now on and cost nothing until touched again. This is
     /// what a balloon or free page reporting does with pages the guest does not need.
     ///
@@ -149,85 +202,85 @@ impl GuestRam {
     /// [`RamError::NotRam`] when the range is not whole pages inside one region, [`RamError::Advise`] when the kernel
     /// refuses; nothing was given back then.
     pub fn discard(&self, guest_address: u64, bytes: u64) -> Result<(), RamError> {
-        let not_ram = || RamError::NotRam { guest_address, bytes };
         if !guest_address.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) || bytes == 0 {
-            return Err(not_ram());
+            return Err(RamError::NotRam { guest_address, bytes });
         }
-        let end = guest_address.checked_add(bytes).ok_or_else(not_ram)?;
+        let gfns = self.gfns(guest_address, bytes)?;
+        match self.paging() {
+            Some(paging) => paging.discard(gfns),
+            None => self.drop_pages(gfns),
+        }
+    }
+
+    /// Holds the pages of a range in guest RAM for a device; the range need not be whole pages.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] when the range is empty or not inside one region, [`RamError::Pin`] when a page of it has
+    /// all the pins it can have.
+    pub fn pin(&self, guest_address: u64, bytes: u64) -> Result<Pin, RamError> {
+        let gfns = self.gfns(guest_address, bytes)?;
+        let paging = self.paging();
+        if let Some(paging) = &paging {
+            paging.pin(gfns.clone()).map_err(|cause| RamError::Pin { guest_address, bytes, cause })?;
+        }
+        Ok(Pin { paging, gfns })
+    }
+
+    fn paging(&self) -> Option<Arc<dyn Paging>> {
+        self.paging.get().and_then(Weak::upgrade)
+    }
+
+    /// The pages that a range touches.
+    fn gfns(&self, guest_address: u64, bytes: u64) -> Result<Range<u64>, RamError> {
+        let not_ram = || RamError::NotRam { guest_address, bytes };
+        let end = guest_address.checked_add(bytes).filter(|_| bytes > 0).ok_or_else(not_ram)?;
+        let inside = |region: &RamRegion| guest_address >= region.guest_address && end <= region.end();
+        self.regions.iter().find(|region| inside(region)).ok_or_else(not_ram)?;
+        Ok(guest_address / PAGE_SIZE..end.div_ceil(PAGE_SIZE))
+    }
+
+    /// Drops pages of one region from the mapping, whoever else may know of them.
+    ///
+    /// # Errors
+    /// [`RamError::Advise`].
+    pub(crate) fn drop_pages(&self, gfns: Range<u64>) -> Result<(), RamError> {
+        let host = self.host_address(gfns.start).ok_or(RamError::NotRam {
+            guest_address: gfns.start * PAGE_SIZE,
+            bytes: (gfns.end - gfns.start) * PAGE_SIZE,
+        })?;
+        self.mapping.drop_pages(host, (gfns.end - gfns.start) * PAGE_SIZE)
+    }
+
+    /// Where a page lies in this process; `None` when it is not RAM.
+    pub(crate) fn host_address(&self, gfn: u64) -> Option<u64> {
+        let region = self.regions.iter().find(|region| region.gfns().contains(&gfn))?;
+        Some(region.host_address + (gfn * PAGE_SIZE - region.guest_address))
+    }
+
+    /// The page at an address of this process; `None` when it is not RAM.
+    pub(crate) fn gfn_at(&self, host_address: u64) -> Option<u64> {
         let region = self
             .regions
             .iter()
-            .find(|region| guest_address >= region.guest_address && end <= region.guest_address + region.bytes)
-            .ok_or_else(not_ram)?;
-        let host = region.host_address + (guest_address - region.guest_address);
-        // SAFETY: the range was checked to lie inside the mapping. Dropping its pages changes guest-visible bytes only,
-        // which are volatile by nature and never borrowed as Rust references.
-        let result = unsafe { libc::madvise(host as *mut libc::c_void, bytes as usize, libc::MADV_DONTNEED) };
-        if result != 0 {
-            return Err(RamError::Advise { advice: "MADV_DONTNEED", cause: io::Error::last_os_error() });
-        }
-        Ok(())
+            .find(|region| (region.host_address..region.host_address + region.bytes).contains(&host_address))?;
+        Some((region.guest_address + (host_address - region.host_address)) / PAGE_SIZE)
+    }
+
+    /// The whole mapping that RAM lies in: alignment may leave holes between regions.
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 }
 
-/// An owned, 2 MiB aligned anonymous mapping.
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: the mapping is plain memory, valid from any thread; all access goes through volatile views.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; `Mapping` itself hands out no references.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-
-    fn new(bytes: usize) -> Result<Self, RamError> {
-        let failed = |cause| RamError::Map { bytes: bytes as u64, cause };
-        // Reserve one huge page more than asked, then cut both ends off to align the rest.
-        let reserved =
-            bytes.checked_add(HUGE_PAGE_SIZE).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches nothing that exists.
-        let raw =
-            unsafe { libc::mmap(ptr::null_mut(), reserved, libc::PROT_READ | libc::PROT_WRITE, Self::FLAGS, -1, 0) };
-        if raw == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
-        }
-        let start = (raw as usize).next_multiple_of(HUGE_PAGE_SIZE);
-        let (head, tail) = (start - raw as usize, raw as usize + reserved - (start + bytes));
-        // SAFETY: both pieces belong to the mapping made above and nothing points into them.
-        unsafe {
-            if head > 0 {
-                libc::munmap(raw, head);
-            }
-            if tail > 0 {
-                libc::munmap((start + bytes) as *mut libc::c_void, tail);
-            }
-        }
-        let mapping = Self { start: NonNull::new(start as *mut u8).expect("mmap never returns page zero"), bytes };
-        // A forked child must not share guest pages copy-on-write, and a core dump must not hold a guest's secrets.
-        mapping.advise("MADV_DONTFORK", libc::MADV_DONTFORK)?;
-        mapping.advise("MADV_DONTDUMP", libc::MADV_DONTDUMP)?;
-        Ok(mapping)
+impl RamRegion {
+    /// Guest-physical end.
+    fn end(&self) -> u64 {
+        self.guest_address + self.bytes
     }
 
-    fn advise(&self, name: &'static str, advice: i32) -> Result<(), RamError> {
-        // SAFETY: the range is exactly this mapping; the advice used here changes no content.
-        let result = unsafe { libc::madvise(self.start.as_ptr().cast(), self.bytes, advice) };
-        if result != 0 {
-            return Err(RamError::Advise { advice: name, cause: io::Error::last_os_error() });
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this struct owns the mapping and is its last user.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    /// Its pages.
+    pub fn gfns(&self) -> Range<u64> {
+        self.guest_address / PAGE_SIZE..self.end() / PAGE_SIZE
     }
 }
 

@@ -104,7 +104,7 @@ pub struct OldBlock {
 }
 
 /// What the store holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CompressedStatistics {
     /// Pages stored.
     pub pages: u64,

@@ -115,7 +115,7 @@ pub enum Released {
 }
 
 /// What the index holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct DuplicateStatistics {
     /// Different contents stored.
     pub contents: u64,

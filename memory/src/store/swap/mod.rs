@@ -59,7 +59,8 @@ impl Slot {
 }
 
 /// How a written page is kept out of the page cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Caching {
     /// `O_DIRECT`: it never gets there.
     Direct,
@@ -68,7 +69,7 @@ pub enum Caching {
 }
 
 /// What the swap file holds and has done. Sizes are in bytes; everything but what is held counts up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct SwapStatistics {
     /// Pages held.
     pub pages: u64,
