@@ -18,6 +18,12 @@ pub enum UserfaultError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The kernel does not let it answer for guest memory.
+    #[error("{DEVICE}: registering guest memory: {cause}")]
+    Register {
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// The kernel refused the handshake.
     #[error("{DEVICE}: {cause}")]
     Handshake {
@@ -50,7 +56,7 @@ impl UserfaultSupport {
 }
 
 /// `UFFD_FEATURE_MOVE`, which the crate does not name.
-const MOVE: FeatureFlags = FeatureFlags::from_bits_retain(1 << 16);
+pub(crate) const MOVE: FeatureFlags = FeatureFlags::from_bits_retain(1 << 16);
 
 /// The kernel refuses the handshake when it lacks a feature that is asked for, and says nothing else about it.
 fn offers(feature: FeatureFlags) -> Result<bool, UserfaultError> {
@@ -65,11 +71,17 @@ fn offers(feature: FeatureFlags) -> Result<bool, UserfaultError> {
     match open(feature) {
         Ok(_) => Ok(true),
         // Without any feature it must work: what fails then is the permission, not the feature.
-        Err(_) => match open(FeatureFlags::empty()) {
-            Ok(_) => Ok(false),
-            Err(userfaultfd::Error::OpenDevUserfaultfd(cause)) => Err(UserfaultError::Open { cause }),
-            Err(cause) => Err(UserfaultError::Handshake { cause }),
-        },
+        Err(_) => open(FeatureFlags::empty()).map(|_| false).map_err(UserfaultError::from_crate),
+    }
+}
+
+impl UserfaultError {
+    /// What the crate says about a userfaultfd it could not open.
+    pub(crate) fn from_crate(error: userfaultfd::Error) -> Self {
+        match error {
+            userfaultfd::Error::OpenDevUserfaultfd(cause) => Self::Open { cause },
+            cause => Self::Handshake { cause },
+        }
     }
 }
 

@@ -1,9 +1,47 @@
 //! The pager: pages leave guest RAM, are stored, and come back when they are touched.
+//!
+//! - [`Pager`] is what the VMM holds; [`crate::GuestRam`] reaches it for discards and pins.
+//! - `paged` is what its threads share; `arming` brings it between guest and kernel.
+//! - `handler` answers faults, `fetcher` those on pages in the swap file; both bring pages back by `refault`.
+//! - `reclaimer` decides by `plan` and `hands` which pages go, `evict` moves them aside and `store` into one of the `homes`.
+//!
+//! # Locks
+//! The page table's words are the only synchronisation on pages. `arming` is taken first where it is taken; the locks of
+//! stores, counters, hands, queues and wake-ups are leaves: none is held while another is taken, over I/O, or while
+//! somebody is waited for.
 
+mod arming;
+mod budget;
 mod config;
+mod counters;
+mod credit;
+mod descriptor;
+mod evict;
+mod fetcher;
+mod frames;
+mod handler;
+mod hands;
+mod homes;
+mod marks;
+mod paged;
+mod plan;
+mod reclaimer;
+mod refault;
+mod signal;
 mod statistics;
+mod store;
+mod streams;
+mod threads;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod waits;
 
-use std::sync::Arc;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 pub use config::{EvictionMethod, PagerConfig};
 pub use statistics::{
@@ -11,9 +49,21 @@ pub use statistics::{
     RefaultStatistics, SourceStatistics,
 };
 
-use crate::ram::GuestRam;
-use crate::store::swap::OpenError;
-use crate::{RamError, UserfaultError, page_table::PageTableError};
+use crate::page_table::{PageTable, PageTableError, PinNext, RefaultNext, State};
+use crate::ram::{GuestRam, Paging, RamError};
+use crate::store::codec::{CodecError, Decompressor};
+use crate::store::swap::{OpenError, SwapFile};
+use crate::userfault::UserfaultError;
+
+use descriptor::{Descriptor, FaultPort};
+use fetcher::{Fetcher, Queue};
+use handler::Handler;
+use hands::Hands;
+use homes::{Homes, Workbench};
+use paged::{Kernel, Paged, source_of};
+use reclaimer::{Progress, Reclaimer};
+use signal::Kick;
+use store::Storer;
 
 /// Why guest memory cannot be paged.
 #[derive(Debug, thiserror::Error)]
@@ -30,25 +80,79 @@ pub enum PagerError {
     /// No address space for the side mapping.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// The codec cannot be set up.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// Pages cannot be moved here.
+    #[error("/dev/userfaultfd: this kernel cannot move pages (Linux 6.8): leave out '--eviction move'")]
+    NoMove,
+    /// Pages cannot be write-protected here.
+    #[error("/dev/userfaultfd: this kernel cannot write-protect pages (Linux 5.7)")]
+    NoWriteProtect,
+    /// What is in guest RAM cannot be found out.
+    #[error("/proc/self/pagemap: {cause}")]
+    Classify {
+        /// What the kernel said.
+        cause: io::Error,
+    },
+    /// A thread or an eventfd cannot be had.
+    #[error("pager: {what}: {cause}")]
+    System {
+        /// What was asked of the kernel.
+        what: &'static str,
+        /// What it said.
+        cause: io::Error,
+    },
 }
 
-/// A page whose content cannot be brought back: the VM cannot go on.
+/// Why a VM cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[error("page {gfn:#x} is lost: {cause}")]
-pub struct LostPage {
-    /// Guest frame number.
-    pub gfn: u64,
-    /// What happened to it.
-    pub cause: String,
+pub enum PagerFailure {
+    /// The content of a page cannot be brought back.
+    #[error("page {gfn:#x} is lost: {cause}")]
+    Lost {
+        /// Guest frame number.
+        gfn: u64,
+        /// What happened to it.
+        cause: String,
+    },
+    /// A thread has panicked: pages are in flight for ever.
+    #[error("pager: thread {name} has died")]
+    Thread {
+        /// Its name.
+        name: String,
+    },
+    /// Faults cannot be read any more.
+    #[error("/dev/userfaultfd: reading faults: {cause}")]
+    Descriptor {
+        /// What the kernel said.
+        cause: io::Error,
+    },
 }
 
-/// Called when a page is lost, on a thread of the pager's. It says so and ends the process without closing anything: a
+/// Called when a VM cannot go on, on a thread of the pager's. It says so and ends the process without closing anything: a
 /// closed userfaultfd would wake the waiters onto zero pages.
-pub type OnLost = Box<dyn Fn(&LostPage) + Send + Sync>;
+pub type OnFailure = Box<dyn Fn(&PagerFailure) + Send + Sync>;
 
 /// The pager of one VM.
 pub struct Pager {
     ram: Arc<GuestRam>,
+    paged: Arc<Paged>,
+    /// Held while threads are started or stopped.
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    readers: Arc<Queue>,
+    reclaimers: Vec<JoinHandle<()>>,
+    fetchers: Vec<JoinHandle<()>>,
+    handler: JoinHandle<()>,
+}
+
+impl fmt::Debug for Pager {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Pager").field("armed", &self.paged.table.is_armed()).finish_non_exhaustive()
+    }
 }
 
 impl Pager {
@@ -56,26 +160,268 @@ impl Pager {
     ///
     /// # Errors
     /// [`PagerError::Swap`] and [`PagerError::PageTable`].
-    pub fn new(ram: Arc<GuestRam>, config: PagerConfig, on_lost: OnLost) -> Result<Arc<Self>, PagerError> {
-        let _ = (config, on_lost);
-        Ok(Arc::new(Self { ram }))
+    pub fn new(ram: Arc<GuestRam>, config: PagerConfig, on_failure: OnFailure) -> Result<Arc<Self>, PagerError> {
+        let swap = match &config.swap_folder {
+            Some(folder) => Some(SwapFile::open(folder, config.swap_limit_bytes)?),
+            None => None,
+        };
+        let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
+        let kick = Kick::new().map_err(|cause| PagerError::System { what: "eventfd", cause })?;
+        let homes = Homes::new(&config, swap);
+        let paged = Paged::new(config, PageTable::new(pages)?, homes, kick, on_failure);
+        let pager = Arc::new(Self { ram, paged: Arc::new(paged), threads: Mutex::new(None) });
+        let paging: Arc<dyn Paging> = pager.clone();
+        pager.ram.attach(Arc::downgrade(&paging));
+        Ok(pager)
     }
 
     /// Limits what resident and stored pages may cost the host, and arms the VM; `None` lifts the limit, and the VM is
-    /// opened again when no page is out.
+    /// opened again when no page is out. Under a limit with a swap file the compressed store takes at most half of it.
     ///
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed; the limit is unchanged then.
     pub fn set_resident_limit(&self, limit_bytes: Option<u64>) -> Result<(), PagerError> {
-        let _ = (limit_bytes, &self.ram);
+        match limit_bytes {
+            Some(_) => self.arm()?,
+            None => self.paged.may_open.store(true, Ordering::Relaxed),
+        }
+        let paged = &self.paged;
+        let store_limit_bytes = match limit_bytes {
+            Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(bytes / 2),
+            _ => paged.config.store_limit_bytes,
+        };
+        paged.homes.compressed.set_limit_bytes(store_limit_bytes);
+        paged.credit.set_limit_bytes(limit_bytes);
+        paged.reclaim.wake();
+        paged.handler.kick();
         Ok(())
+    }
+
+    /// The limit, if there is one.
+    pub fn resident_limit_bytes(&self) -> Option<u64> {
+        self.paged.credit.limit_bytes()
+    }
+
+    /// Lets the pager answer this VM's faults from now on, until a limit is lifted.
+    ///
+    /// # Errors
+    /// [`PagerError`]; the VM is open then.
+    pub fn arm(&self) -> Result<(), PagerError> {
+        self.arm_through(|descriptor| Box::new(descriptor))
+    }
+
+    fn arm_through(&self, port: impl FnOnce(Descriptor) -> Box<dyn FaultPort>) -> Result<(), PagerError> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if threads.is_none() {
+            if self.paged.connected().is_none() {
+                self.paged.connect(Kernel::open(&self.ram, self.paged.config.eviction, port)?);
+            }
+            // Before the first fault can come.
+            *threads = Some(self.start_threads()?);
+        }
+        drop(threads);
+        self.paged.arm()
+    }
+
+    fn start_threads(&self) -> Result<Threads, PagerError> {
+        let failed = |cause| PagerError::System { what: "starting a thread", cause };
+        let paged = &self.paged;
+        let readers = Arc::new(Queue::default());
+        let queue = Arc::clone(&readers);
+        let handler = threads::start("pager", paged, move |paged| Handler::new(Arc::clone(paged), queue).run())
+            .map_err(failed)?;
+        let mut fetchers = Vec::new();
+        for number in 0..if paged.homes.swap.is_some() { fetcher::THREADS } else { 0 } {
+            let queue = Arc::clone(&readers);
+            let body = move |paged: &Arc<Paged>| Fetcher::new(Arc::clone(paged), queue).run();
+            fetchers.push(threads::start(&format!("fetch{number}"), paged, body).map_err(failed)?);
+        }
+        let progress = Arc::new(Mutex::new(Progress::new(Hands::new(
+            self.ram.regions().iter().map(|region| region.gfns()).collect(),
+        ))));
+        let percent = paged.config.reclaim_cpu_percent.max(1);
+        let count = percent.div_ceil(100);
+        let mut reclaimers = Vec::new();
+        for number in 0..count {
+            let (bench, progress) = (Workbench::new(&paged.config)?, Arc::clone(&progress));
+            let body = move |paged: &Arc<Paged>| {
+                Reclaimer::new(Arc::clone(paged), progress, bench, percent.div_ceil(count)).run();
+            };
+            reclaimers.push(threads::start(&format!("reclaim{number}"), paged, body).map_err(failed)?);
+        }
+        Ok(Threads { readers, reclaimers, fetchers, handler })
+    }
+
+    /// Moves pages aside, whatever their age: those of the range that are in guest RAM, not pinned and not found
+    /// incompressible. Returns how many went. Nothing happens in an open VM.
+    ///
+    /// # Errors
+    /// [`PagerError::Codec`] when there is no memory for a codec.
+    pub fn evict(&self, gfns: Range<u64>) -> Result<u64, PagerError> {
+        let mut bench = Workbench::new(&self.paged.config)?;
+        Ok(if self.paged.table.is_armed() { self.paged.move_aside(gfns, 0, &mut bench) } else { 0 })
+    }
+
+    /// Stores the pages of a range that are aside. Returns how many have found a home.
+    ///
+    /// # Errors
+    /// [`PagerError::Codec`] when there is no memory for a codec.
+    pub fn store(&self, gfns: Range<u64>) -> Result<u64, PagerError> {
+        let mut bench = Workbench::new(&self.paged.config)?;
+        if !self.paged.table.is_armed() {
+            return Ok(0);
+        }
+        let mut storer = Storer::default();
+        storer.store(&self.paged, gfns, &mut bench);
+        Ok(storer.finish(&self.paged, &mut bench).stored)
+    }
+
+    /// Writes up to `pages` of the compressed store's oldest pages to the swap file. Returns how many went.
+    ///
+    /// # Errors
+    /// [`PagerError::Codec`] when there is no memory for a codec.
+    pub fn write_back(&self, pages: usize) -> Result<u64, PagerError> {
+        let mut bench = Workbench::new(&self.paged.config)?;
+        Ok(Storer::write_back(&self.paged, pages, u64::MAX, &mut bench))
+    }
+
+    /// Faults of this thread, named by its kernel id, never wait for the limit: what runs there must go on when memory is
+    /// needed most, and is bounded by other means.
+    pub fn exempt_thread(&self, thread: i32) {
+        self.paged.exempt(thread);
     }
 
     /// What was counted so far, and what is held now.
     pub fn statistics(&self) -> PagerStatistics {
-        unimplemented!("not before the pager is")
+        let paged = &self.paged;
+        let count = |state| paged.table.count(state);
+        let ram_pages: u64 = self.ram.regions().iter().map(|region| region.gfns().end - region.gfns().start).sum();
+        let known: u64 = State::ALL[1..].iter().map(|&state| count(state)).sum();
+        PagerStatistics {
+            armed: paged.table.is_armed(),
+            eviction: paged.connected().map(|kernel| kernel.method.name()),
+            resident_limit_bytes: paged.credit.limit_bytes(),
+            charge_bytes: paged.charge_bytes(),
+            ram_pages,
+            pages: PageCounts {
+                unknown: ram_pages.saturating_sub(known),
+                untouched: count(State::Untouched),
+                resident: count(State::Resident),
+                incompressible: paged.connected().map_or(0, |kernel| kernel.marks.count()),
+                aside: count(State::Aside),
+                zero: count(State::Zero),
+                duplicate: count(State::Duplicate),
+                compressed: count(State::Compressed),
+                swapped: count(State::Swapped),
+                in_flight: State::ALL.iter().filter(|state| state.is_transient()).map(|&state| count(state)).sum(),
+            },
+            compressed: paged.homes.compressed.statistics(),
+            duplicates: paged.homes.index.statistics(),
+            swap: paged.homes.swap.as_ref().map(SwapFile::statistics),
+            refaults: paged.counters.refaults(),
+            evictions: paged.counters.evictions(),
+            failures: paged.counters.failures(),
+        }
     }
 
-    /// Stops evicting, lets everybody grow who waits, and answers faults until this returns.
-    pub fn shut_down(&self) {}
+    /// The VM is ending: nobody waits for the limit any more.
+    pub fn release(&self) {
+        self.paged.credit.release();
+        self.paged.handler.kick();
+    }
+
+    /// Stops all threads. Everybody who touches guest RAM is gone by now: faults were answered until here.
+    pub fn shut_down(&self) {
+        self.release();
+        let Some(threads) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        self.paged.stop();
+        self.paged.reclaim.wake();
+        // A thread that has panicked has reported it.
+        threads.reclaimers.into_iter().for_each(|thread| drop(thread.join()));
+        threads.readers.close();
+        threads.fetchers.into_iter().for_each(|thread| drop(thread.join()));
+        self.paged.handler.kick();
+        drop(threads.handler.join());
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl Paging for Pager {
+    fn discard(&self, gfns: Range<u64>) -> Result<(), RamError> {
+        let paged = &self.paged;
+        {
+            let _open = paged.arming.read().unwrap_or_else(PoisonError::into_inner);
+            if !paged.table.is_armed() {
+                return self.ram.drop_pages(gfns);
+            }
+        }
+        let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
+        runs.for_each(|run| paged.free_run(run));
+        // Pages in flight are released by their owners, who need nothing from here.
+        for gfn in gfns {
+            loop {
+                let noted = paged.waits.note();
+                if !paged.table.is_discard_pending(gfn).expect("the range is RAM") {
+                    break;
+                }
+                paged.waits.wait(noted);
+            }
+        }
+        Ok(())
+    }
+
+    fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError> {
+        for gfn in gfns.clone() {
+            if let Err(cause) = self.pin_page(gfn) {
+                self.unpin(gfns.start..gfn);
+                return Err(cause);
+            }
+        }
+        Ok(())
+    }
+
+    fn unpin(&self, gfns: Range<u64>) {
+        for gfn in gfns {
+            let pins = self.paged.table.unpin(gfn);
+            debug_assert!(pins.is_ok(), "{pins:?}");
+        }
+    }
+}
+
+impl Pager {
+    /// Pins a page and has it in guest RAM, or leaves it to be touched for the first time.
+    fn pin_page(&self, gfn: u64) -> Result<(), PageTableError> {
+        let paged = &self.paged;
+        let mut noted = paged.waits.note();
+        let mut claim = match paged.table.pin(gfn)? {
+            PinNext::Pinned | PinNext::FirstTouch => return Ok(()),
+            PinNext::BringBack(claim) => Some(claim),
+            PinNext::Wait => None,
+        };
+        loop {
+            if let Some(claim) = claim {
+                let from = claim.kind().from;
+                match paged.bring(&(gfn..gfn + 1), from, &mut Decompressor::new()) {
+                    Ok(()) => {
+                        paged.counters.came(source_of(from), None);
+                        paged.finish_in(claim);
+                    }
+                    Err(failure) => paged.fail(&failure),
+                }
+                return Ok(());
+            }
+            paged.waits.wait(noted);
+            noted = paged.waits.note();
+            claim = match paged.table.begin_refault(gfn)? {
+                RefaultNext::Won(claim) => Some(claim),
+                RefaultNext::FirstTouch | RefaultNext::Present => return Ok(()),
+                RefaultNext::Joined => None,
+            };
+        }
+    }
 }

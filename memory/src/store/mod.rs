@@ -13,7 +13,7 @@ pub mod duplicate;
 mod file;
 mod home;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 pub mod swap;
 pub mod zero;
 

@@ -1,0 +1,122 @@
+//! Open and armed: a VM's faults are the kernel's, or the pager's.
+//!
+//! Arming, classifying and opening never overlap; the write lock of `arming` sees to it. A page that is dropped from an
+//! open VM behind the page table's back is dropped under the read lock.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use crate::page_table::State;
+use crate::ram::{GuestRam, PAGE_SIZE, RamError};
+use crate::userfault::{UserfaultError, UserfaultSupport};
+
+use super::PagerError;
+use super::config::EvictionMethod;
+use super::descriptor::{Descriptor, FaultPort};
+use super::frames::Frames;
+use super::marks::Marks;
+use super::paged::{Kernel, Paged};
+
+/// What the kernel says of each page: 64 bits, of which the top two are present and swapped
+/// (Documentation/admin-guide/mm/pagemap.rst).
+const PAGEMAP: &str = "/proc/self/pagemap";
+const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+
+/// Pages classified with one read.
+const CLASSIFIED_PAGES: u64 = 8192;
+
+impl Kernel {
+    /// Opens the userfaultfd and makes the side mapping. `port` stands a fault injector in the descriptor's place.
+    pub fn open(
+        ram: &Arc<GuestRam>,
+        wanted: Option<EvictionMethod>,
+        port: impl FnOnce(Descriptor) -> Box<dyn FaultPort>,
+    ) -> Result<Self, PagerError> {
+        let support = UserfaultSupport::probe()?;
+        let method = match wanted {
+            Some(EvictionMethod::Move) if !support.move_pages => return Err(PagerError::NoMove),
+            Some(method) => method,
+            None if support.move_pages => EvictionMethod::Move,
+            None => EvictionMethod::Copy,
+        };
+        if !support.write_protect {
+            return Err(PagerError::NoWriteProtect);
+        }
+        let frames = Frames::new(Arc::clone(ram))?;
+        let port = port(Descriptor::open(method == EvictionMethod::Move)?);
+        if method == EvictionMethod::Move {
+            // Pages can be moved only to where this descriptor answers.
+            port.register(frames.side()).map_err(|cause| UserfaultError::Register { cause })?;
+        }
+        let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
+        Ok(Self { frames, port, method, marks: Marks::new(pages) })
+    }
+}
+
+impl Paged {
+    /// Arms the VM: every fault from here on is the pager's. Its threads run already.
+    pub fn arm(&self) -> Result<(), PagerError> {
+        let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
+        self.may_open.store(false, Ordering::Relaxed);
+        if self.table.is_armed() {
+            return Ok(());
+        }
+        let Kernel { frames, port, .. } = self.kernel();
+        let mapping = frames.ram().mapping();
+        // A huge page would hold memory of pages that have left, and khugepaged fill holes. Kernels without huge pages
+        // refuse this, and need it not.
+        match mapping.advise("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE) {
+            Ok(()) | Err(RamError::Advise { .. }) => {}
+            Err(other) => return Err(other.into()),
+        }
+        port.register(mapping).map_err(|cause| UserfaultError::Register { cause })?;
+        self.table.arm();
+        for region in frames.ram().regions() {
+            self.classify(region.gfns()).map_err(|cause| PagerError::Classify { cause })?;
+        }
+        Ok(())
+    }
+
+    /// Finds out which pages of an armed VM there are.
+    fn classify(&self, gfns: Range<u64>) -> io::Result<()> {
+        let pagemap = File::open(PAGEMAP)?;
+        let mut entries = vec![0; (CLASSIFIED_PAGES * 8) as usize];
+        let mut next = gfns.start;
+        while next < gfns.end {
+            let count = CLASSIFIED_PAGES.min(gfns.end - next);
+            let bytes = &mut entries[..(count * 8) as usize];
+            pagemap.read_exact_at(bytes, self.kernel().frames.ram_address(next) / PAGE_SIZE * 8)?;
+            let (words, _) = bytes.as_chunks::<8>();
+            for (gfn, word) in (next..).zip(words) {
+                if u64::from_ne_bytes(*word) & PRESENT_OR_SWAPPED != 0 {
+                    let _ = self.table.mark_present(gfn..gfn + 1, self.stamp());
+                }
+            }
+            next += count;
+        }
+        Ok(())
+    }
+
+    /// Opens the VM again if it may be and no page is out. Nothing happens otherwise.
+    pub fn open_if_home(&self) {
+        let is_out = |state: &State| state.is_stored() || state.is_transient() || *state == State::Aside;
+        if !self.table.is_armed()
+            || !self.may_open.load(Ordering::Relaxed)
+            || State::ALL.iter().filter(|state| is_out(state)).any(|&state| self.table.count(state) > 0)
+        {
+            return;
+        }
+        let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
+        if self.table.is_armed() && self.may_open.load(Ordering::Relaxed) && self.table.open().is_ok() {
+            let Kernel { frames, port, marks, .. } = self.kernel();
+            marks.clear();
+            // It wakes everybody: from here on the kernel answers. What it refuses leaves a VM whose first touches are still
+            // answered here, which is slow but right.
+            let _ = port.unregister(frames.ram().mapping());
+        }
+    }
+}

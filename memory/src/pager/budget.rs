@@ -1,0 +1,70 @@
+//! CPU time that a thread may use.
+
+use std::time::{Duration, Instant};
+
+/// How much a thread may use ahead of its share.
+const BURST: Duration = Duration::from_millis(10);
+
+/// A share of one CPU, of which what is not used is lost.
+#[derive(Debug)]
+pub(super) struct Budget {
+    share: f64,
+    looked: Instant,
+    used: Duration,
+    /// Seconds of CPU time that may be used now; negative when too much was.
+    credit: f64,
+}
+
+impl Budget {
+    /// For the calling thread.
+    pub fn new(percent: u32) -> Self {
+        Self {
+            share: f64::from(percent) / 100.0,
+            looked: Instant::now(),
+            used: thread_cpu_time(),
+            credit: BURST.as_secs_f64(),
+        }
+    }
+
+    /// How long to pause before going on, after what the thread has used since the last call.
+    pub fn pause(&mut self) -> Option<Duration> {
+        let (now, used) = (Instant::now(), thread_cpu_time());
+        let (passed, spent) = (now - self.looked, used.saturating_sub(self.used));
+        (self.looked, self.used) = (now, used);
+        self.account(passed, spent)
+    }
+
+    fn account(&mut self, passed: Duration, spent: Duration) -> Option<Duration> {
+        let earned = passed.as_secs_f64() * self.share;
+        self.credit = (self.credit + earned - spent.as_secs_f64()).min(BURST.as_secs_f64());
+        (self.credit < 0.0).then(|| Duration::from_secs_f64(-self.credit / self.share))
+    }
+}
+
+/// CPU time the calling thread has used.
+fn thread_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    match unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) } {
+        0 => Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
+        _ => Duration::ZERO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_too_much_is_waited_for() {
+        let mut budget = Budget::new(20);
+        let milliseconds = Duration::from_millis;
+        assert_eq!(budget.account(milliseconds(10), milliseconds(10)), None, "within the burst");
+        let pause = budget.account(milliseconds(10), milliseconds(10)).expect("16 ms too much, 10 of them allowed");
+        assert!((pause.as_secs_f64() - 0.030).abs() < 1e-6, "{pause:?}");
+        assert_eq!(budget.account(pause, Duration::ZERO), None);
+        // Rest is no licence to burn.
+        budget.account(Duration::from_secs(1000), Duration::ZERO);
+        assert!(budget.account(milliseconds(50), milliseconds(50)).is_some());
+    }
+}

@@ -1,0 +1,88 @@
+//! How much the guest may grow before it has to wait.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// No limit.
+const NONE: u64 = u64::MAX;
+
+/// The limit and who may pass it. Each value stands alone, so relaxed operations do; a fault that waits is looked at again
+/// after each of them changes.
+#[derive(Debug)]
+pub(super) struct Credit {
+    limit_bytes: AtomicU64,
+    /// Nothing more can be evicted: growth is granted all the same.
+    exhausted: AtomicBool,
+    /// The VM is ending: nobody waits any more.
+    released: AtomicBool,
+}
+
+impl Default for Credit {
+    fn default() -> Self {
+        Self { limit_bytes: AtomicU64::new(NONE), exhausted: AtomicBool::new(false), released: AtomicBool::new(false) }
+    }
+}
+
+/// What a guest that wants to grow is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Growth {
+    /// There is room for this many bytes.
+    Granted(u64),
+    /// There is none and there will be none: go on beyond the limit.
+    BeyondLimit,
+    /// Wait until something was evicted.
+    Wait,
+}
+
+impl Credit {
+    pub fn limit_bytes(&self) -> Option<u64> {
+        Some(self.limit_bytes.load(Ordering::Relaxed)).filter(|&bytes| bytes != NONE)
+    }
+
+    pub fn set_limit_bytes(&self, limit_bytes: Option<u64>) {
+        self.limit_bytes.store(limit_bytes.unwrap_or(NONE), Ordering::Relaxed);
+        self.set_exhausted(false);
+    }
+
+    pub fn set_exhausted(&self, exhausted: bool) {
+        self.exhausted.store(exhausted, Ordering::Relaxed);
+    }
+
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted.load(Ordering::Relaxed)
+    }
+
+    pub fn release(&self) {
+        self.released.store(true, Ordering::Relaxed);
+    }
+
+    /// May a guest that costs `charge_bytes` grow by `bytes`?
+    pub fn ask(&self, charge_bytes: u64, bytes: u64) -> Growth {
+        let room = self.limit_bytes.load(Ordering::Relaxed).saturating_sub(charge_bytes);
+        if room >= bytes || self.released.load(Ordering::Relaxed) {
+            Growth::Granted(room.max(bytes))
+        } else if self.is_exhausted() {
+            Growth::BeyondLimit
+        } else {
+            Growth::Wait
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_waits_at_the_limit_and_nowhere_else() {
+        let credit = Credit::default();
+        assert_eq!(credit.ask(1 << 40, 4096), Growth::Granted(NONE - (1 << 40)));
+        credit.set_limit_bytes(Some(10_000));
+        assert_eq!(credit.ask(5_904, 4096), Growth::Granted(4096));
+        assert_eq!(credit.ask(5_905, 4096), Growth::Wait);
+        assert_eq!(credit.ask(20_000, 4096), Growth::Wait);
+        credit.set_exhausted(true);
+        assert_eq!(credit.ask(20_000, 4096), Growth::BeyondLimit);
+        credit.release();
+        assert_eq!(credit.ask(20_000, 4096), Growth::Granted(4096));
+    }
+}

@@ -1,0 +1,289 @@
+//! What all threads of a pager share: the page table, the stores, the kernel's side, and the ends of a page's ways.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
+
+use crate::page_table::{AfterIn, AfterOut, Claim, Freed, Freeing, PageTable, Place, Refaulting, Run, State};
+use crate::ram::PAGE_SIZE;
+
+use super::config::{EvictionMethod, PagerConfig};
+use super::counters::{Counters, Source};
+use super::credit::Credit;
+use super::descriptor::FaultPort;
+use super::frames::Frames;
+use super::homes::{Homes, Workbench};
+use super::marks::Marks;
+use super::plan::View;
+use super::signal::{Kick, Wake};
+use super::waits::Waits;
+use super::{OnFailure, PagerFailure};
+
+/// Arrivals that share a stamp.
+const ARRIVALS_PER_STAMP: u64 = 16;
+
+/// What exists once a VM has been armed.
+pub(super) struct Kernel {
+    pub frames: Frames,
+    pub port: Box<dyn FaultPort>,
+    pub method: EvictionMethod,
+    /// Pages in guest RAM that have no better home; those are write-protected where pages can be moved.
+    pub marks: Marks,
+}
+
+/// See the top of this file.
+pub(super) struct Paged {
+    pub config: PagerConfig,
+    pub table: PageTable,
+    pub homes: Homes,
+    pub counters: Counters,
+    pub credit: Credit,
+    pub waits: Waits,
+    /// Wakes the reclaimers.
+    pub reclaim: Wake,
+    /// Wakes the fault handler, which waits for the kernel as well.
+    pub handler: Kick,
+    /// Threads of this process whose faults never wait for the limit.
+    exempt: Mutex<BTreeSet<i32>>,
+    kernel: OnceLock<Kernel>,
+    /// The VM is opened as soon as no page is out.
+    // Written under the write lock of `arming` where it matters.
+    pub may_open: AtomicBool,
+    /// Excludes arming and opening from what is done to an open VM behind the page table's back.
+    pub arming: RwLock<()>,
+    // Guards nothing: a reclaimer that misses it looks again within a second.
+    guest_waits: AtomicBool,
+    // Guards nothing: threads look at it between two pages.
+    stopping: AtomicBool,
+    // A clock of its own: only its steps matter.
+    arrivals: AtomicU64,
+    on_failure: OnFailure,
+}
+
+impl Paged {
+    pub fn new(config: PagerConfig, table: PageTable, homes: Homes, handler: Kick, on_failure: OnFailure) -> Self {
+        Self {
+            config,
+            table,
+            homes,
+            counters: Counters::new(),
+            credit: Credit::default(),
+            waits: Waits::default(),
+            reclaim: Wake::default(),
+            handler,
+            exempt: Mutex::default(),
+            kernel: OnceLock::new(),
+            may_open: AtomicBool::new(false),
+            arming: RwLock::default(),
+            guest_waits: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            arrivals: AtomicU64::new(0),
+            on_failure,
+        }
+    }
+
+    /// Makes the kernel's side known. It stays for the life of the VM.
+    pub fn connect(&self, kernel: Kernel) -> &Kernel {
+        self.kernel.get_or_init(|| kernel)
+    }
+
+    /// The kernel's side, once there is one.
+    pub fn connected(&self) -> Option<&Kernel> {
+        self.kernel.get()
+    }
+
+    /// The kernel's side.
+    pub fn kernel(&self) -> &Kernel {
+        self.kernel.get().expect("pager threads and claims exist only in a VM that was armed")
+    }
+
+    /// No thread of the pager starts anything new.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Faults of this thread never wait for the limit.
+    pub fn exempt(&self, thread: i32) {
+        self.exempt.lock().unwrap_or_else(PoisonError::into_inner).insert(thread);
+    }
+
+    pub fn is_exempt(&self, thread: i32) -> bool {
+        self.exempt.lock().unwrap_or_else(PoisonError::into_inner).contains(&thread)
+    }
+
+    /// What a page that arrives now is stamped with: it orders pages by how many have come since.
+    pub fn stamp(&self) -> u32 {
+        (self.arrivals.load(Ordering::Relaxed) / ARRIVALS_PER_STAMP) as u32
+    }
+
+    /// Whether fewer than `pages` pages have come since the stamp was given.
+    pub fn is_younger(&self, stamp: u32, pages: u64) -> bool {
+        u64::from(self.stamp().wrapping_sub(stamp)) * ARRIVALS_PER_STAMP < pages
+    }
+
+    /// Faults wait for room.
+    pub fn set_guest_waits(&self, waits: bool) {
+        self.guest_waits.store(waits, Ordering::Relaxed);
+    }
+
+    /// There may be room now: faults that wait are looked at again.
+    pub fn offer_room(&self) {
+        if self.guest_waits.load(Ordering::Relaxed) {
+            self.handler.kick();
+        }
+    }
+
+    /// What eviction is decided from.
+    pub fn view(&self) -> View {
+        View {
+            limit_bytes: self.credit.limit_bytes(),
+            charge_bytes: self.charge_bytes(),
+            resident_pages: self.table.count(State::Resident),
+            aside_pages: self.table.count(State::Aside),
+        }
+    }
+
+    /// What resident and stored pages cost the host now.
+    pub fn charge_bytes(&self) -> u64 {
+        let in_memory = [
+            State::Resident,
+            State::Aside,
+            State::Evicting,
+            State::Storing,
+            State::Refaulting,
+            State::Dropping,
+            State::Freeing,
+        ];
+        let pages: u64 = in_memory.into_iter().map(|state| self.table.count(state)).sum();
+        pages * PAGE_SIZE + self.homes.held_bytes()
+    }
+
+    /// Lets a reclaimer rest, unless the pager stops.
+    pub fn reclaim_pause(&self, pause: Duration) {
+        const SLICE: Duration = Duration::from_millis(50);
+        let mut left = pause;
+        while !left.is_zero() && !self.is_stopping() {
+            let slice = left.min(SLICE);
+            thread::sleep(slice);
+            left -= slice;
+        }
+    }
+
+    /// Reports that the VM cannot go on. In a VMM this does not return.
+    pub fn fail(&self, failure: &PagerFailure) {
+        (self.on_failure)(failure);
+    }
+
+    /// Those who wait for a page look again.
+    pub fn wake(&self, gfn: u64) {
+        let kernel = self.kernel();
+        // Fails only where nobody can wait: in a range that is not registered any more.
+        let _ = kernel.port.wake(kernel.frames.ram_address(gfn), PAGE_SIZE);
+        self.waits.wake();
+    }
+
+    /// A page has come in, and is released where it was.
+    pub fn finish_in(&self, claim: Claim<Refaulting>) {
+        self.arrivals.fetch_add(1, Ordering::Relaxed);
+        let gfn = claim.gfn();
+        let after = self.table.finish_refault(claim, self.stamp()).expect("the claim is of this table");
+        self.after_in(gfn, after);
+    }
+
+    /// A page could not be brought in and stays where it is.
+    pub fn abort_in(&self, claim: Claim<Refaulting>) {
+        let gfn = claim.gfn();
+        let after = self.table.abort_refault(claim).expect("the claim is of this table");
+        self.after_in(gfn, after);
+    }
+
+    /// What follows on a page that came in or stays.
+    pub fn after_in(&self, gfn: u64, after: AfterIn) {
+        match after {
+            AfterIn::AtRest { wake: false } => {}
+            AfterIn::AtRest { wake: true } => self.wake(gfn),
+            AfterIn::Drop(claim) => self.free_one(claim),
+        }
+    }
+
+    /// What follows on a page that was on its way out.
+    pub fn after_out(&self, after: AfterOut, bench: &mut Workbench) {
+        match after {
+            AfterOut::AtRest => {}
+            AfterOut::HandBack(claim) => {
+                self.counters.overtaken.add(1);
+                let (gfns, from) = (claim.gfn()..claim.gfn() + 1, claim.kind().from);
+                match self.bring(&gfns, from, &mut bench.decompressor) {
+                    Ok(()) => {
+                        self.counters.came(source_of(from), None);
+                        self.finish_in(claim);
+                    }
+                    // The claim stays unfinished: nobody must see the page as anything but in flight.
+                    Err(failure) => self.fail(&failure),
+                }
+            }
+            AfterOut::Drop(claim) => self.free_one(claim),
+        }
+    }
+
+    /// Releases a page that was freed while its owner worked on it.
+    pub fn free_one(&self, claim: Claim<Freeing>) {
+        self.release(&(claim.gfn()..claim.gfn() + 1), claim.kind().from);
+        self.finish_free(claim);
+    }
+
+    /// Releases pages that are given back.
+    pub fn free_run(&self, run: Run<Freeing>) {
+        self.release(&run.gfns(), run.kind().from);
+        run.for_each(|claim| self.finish_free(claim));
+        self.offer_room();
+    }
+
+    fn release(&self, gfns: &Range<u64>, from: Place) {
+        let Kernel { frames, marks, .. } = self.kernel();
+        marks.remove_all(gfns.clone());
+        let dropped = match from {
+            Place::Unknown | Place::Resident => frames.drop_ram(gfns),
+            Place::Aside => frames.drop_side(gfns),
+            Place::Stored(stored) => {
+                gfns.clone().for_each(|_| self.homes.release(stored));
+                Ok(())
+            }
+            Place::Untouched => Ok(()),
+        };
+        if dropped.is_err() {
+            self.counters.eviction_failed.add(gfns.end - gfns.start);
+        }
+        self.counters.freed.add(gfns.end - gfns.start);
+    }
+
+    fn finish_free(&self, claim: Claim<Freeing>) {
+        let gfn = claim.gfn();
+        let Freed { acknowledge, wake } = self.table.finish_free(claim).expect("the claim is of this table");
+        if wake {
+            self.wake(gfn);
+        } else if acknowledge {
+            self.waits.wake();
+        }
+    }
+}
+
+/// Under which name a page from this place is counted.
+pub(super) fn source_of(from: Place) -> Source {
+    use crate::page_table::Stored;
+    match from {
+        Place::Unknown | Place::Untouched => Source::FirstTouch,
+        Place::Resident | Place::Aside => Source::Aside,
+        Place::Stored(Stored::Zero) => Source::Zero,
+        Place::Stored(Stored::Duplicate(_)) => Source::Duplicate,
+        Place::Stored(Stored::Compressed(_)) => Source::Compressed,
+        Place::Stored(Stored::Swapped(_)) => Source::Swapped,
+    }
+}

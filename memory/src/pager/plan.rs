@@ -1,0 +1,92 @@
+//! How much to evict now, from what a VM costs and may cost. Pure.
+
+use crate::ram::PAGE_SIZE;
+
+/// Pages of slack below the limit, at least and at most: what a guest can grow by without waiting.
+const SLACK_PAGES: std::ops::RangeInclusive<u64> = 64..=2048;
+
+/// What a decision is made from. Sizes in bytes or pages as named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct View {
+    /// The limit, if there is one.
+    pub limit_bytes: Option<u64>,
+    /// What resident and stored pages cost.
+    pub charge_bytes: u64,
+    /// Pages in guest RAM.
+    pub resident_pages: u64,
+    /// Pages aside.
+    pub aside_pages: u64,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Pages to move aside.
+    pub aside_pages: u64,
+    /// Pages to store from aside.
+    pub store_pages: u64,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_idle(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl View {
+    /// Slack is kept free: eviction starts when half of it is used and goes on until it is whole. A sixteenth of what is
+    /// resident is kept aside beyond that, where a page that is still in use gets its second chance.
+    pub fn plan(&self) -> Plan {
+        let Some(limit_bytes) = self.limit_bytes else { return Plan::default() };
+        let slack_bytes = (limit_bytes / 64 / PAGE_SIZE).clamp(*SLACK_PAGES.start(), *SLACK_PAGES.end()) * PAGE_SIZE;
+        if self.charge_bytes <= limit_bytes.saturating_sub(slack_bytes / 2) {
+            return Plan::default();
+        }
+        let over_bytes = self.charge_bytes - limit_bytes.saturating_sub(slack_bytes);
+        let store_pages = over_bytes.div_ceil(PAGE_SIZE);
+        let aside_pages = (self.resident_pages / 16 + store_pages).saturating_sub(self.aside_pages);
+        Plan { aside_pages: aside_pages.min(self.resident_pages), store_pages }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn view(limit_mib: u64, charge_bytes: u64) -> View {
+        View {
+            limit_bytes: Some(limit_mib * MIB),
+            charge_bytes,
+            resident_pages: charge_bytes / PAGE_SIZE,
+            aside_pages: 0,
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_without_a_limit_or_below_it() {
+        assert!(View { limit_bytes: None, ..view(0, 1 << 40) }.plan().is_idle());
+        assert!(view(128, 100 * MIB).plan().is_idle());
+        assert!(view(128, 127 * MIB).plan().is_idle(), "half of the slack may be used");
+        assert!(!view(128, 127 * MIB + 1).plan().is_idle());
+    }
+
+    #[test]
+    fn eviction_makes_the_slack_whole() {
+        assert_eq!(view(128, 128 * MIB).plan().store_pages, 512);
+        assert_eq!(view(128, 130 * MIB).plan().store_pages, 1024);
+        // Small and large limits have slack too.
+        assert_eq!(view(4, 4 * MIB).plan().store_pages, 64);
+        assert_eq!(view(1 << 20, (1 << 20) * MIB).plan().store_pages, 2048);
+    }
+
+    #[test]
+    fn a_part_is_kept_aside() {
+        let plan = view(128, 128 * MIB).plan();
+        assert_eq!(plan.aside_pages, 128 * 256 / 16 + 512);
+        let later = View { aside_pages: 2000, ..view(128, 128 * MIB) }.plan();
+        assert_eq!(later.aside_pages, plan.aside_pages - 2000);
+    }
+}

@@ -1,0 +1,238 @@
+//! The threads that keep a VM within its limit: they look, let `plan` decide, and move pages.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::store::PAGE_BYTES;
+use crate::store::swap::SwapStatistics;
+
+use super::budget::Budget;
+use super::hands::{Hands, STEP_PAGES};
+use super::homes::Workbench;
+use super::paged::Paged;
+use super::store::{StoreOutcome, Storer, WRITE_PAGES};
+
+/// How often what is at rest is looked after: cold pages, holes, a swap file that failed.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How long a swap file is left alone after a write failed.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// Rounds without a page stored after which nothing more can be.
+const FRUITLESS_ROUNDS: u64 = 2;
+
+/// Rounds after which pages that cannot be protected are tried again, written to or not.
+const FORGET_ROUNDS: u64 = 64;
+
+/// Slabs tidied between two steps.
+const TIDY_SLABS: usize = 4;
+
+/// Freed pages of the swap file in a row that are worth a hole.
+const HOLE_PAGES: u32 = 16;
+
+/// What the reclaimers of a VM have in common.
+#[derive(Debug)]
+pub(super) struct Progress {
+    hands: Hands,
+    /// Rounds of the first hand when a page was last stored.
+    fruitful_round: u64,
+    swap_failed: Option<Instant>,
+    housekept: Instant,
+    marks_forgotten: Instant,
+}
+
+impl Progress {
+    pub fn new(hands: Hands) -> Self {
+        Self { hands, fruitful_round: 0, swap_failed: None, housekept: Instant::now(), marks_forgotten: Instant::now() }
+    }
+}
+
+/// One thread's part. The lock is held to move the hands only.
+pub(super) struct Reclaimer {
+    paged: Arc<Paged>,
+    progress: Arc<Mutex<Progress>>,
+    bench: Workbench,
+    storer: Storer,
+    budget: Budget,
+}
+
+impl Reclaimer {
+    /// For the calling thread, which may use `percent` of a CPU.
+    pub fn new(paged: Arc<Paged>, progress: Arc<Mutex<Progress>>, bench: Workbench, percent: u32) -> Self {
+        Self { paged, progress, bench, storer: Storer::default(), budget: Budget::new(percent) }
+    }
+
+    /// Works until the pager stops.
+    pub fn run(mut self) {
+        while !self.paged.is_stopping() {
+            let worked = self.step() | self.keep_house();
+            if let Some(pause) = self.budget.pause() {
+                self.paged.reclaim_pause(pause);
+            } else if !worked {
+                // Without a limit nothing changes but what somebody wakes us for.
+                let limited = self.paged.credit.limit_bytes().is_some();
+                self.paged.reclaim.wait(limited.then_some(HOUSEKEEPING));
+            }
+        }
+    }
+
+    /// Evicts a little if there is reason to. False when there was nothing to do.
+    fn step(&mut self) -> bool {
+        let table = &self.paged.table;
+        let view = self.paged.view();
+        let plan = view.plan();
+        if plan.is_idle() || !table.is_armed() {
+            self.recover();
+            self.paged.offer_room();
+            self.paged.open_if_home();
+            return false;
+        }
+        self.make_room();
+        let round = self.rounds();
+        let fruitless = round.saturating_sub(self.lock().fruitful_round);
+        // Pages that came during the last half of a round are passed over, unless there are no others.
+        let least_age_pages = if fruitless <= 1 { view.resident_pages / 2 } else { 0 };
+        let mut moved = 0;
+        let mut steps = 0;
+        while moved < plan.aside_pages.min(STEP_PAGES) && steps < 16 {
+            let gfns = self.lock().hands.next_to_evict();
+            moved += self.paged.move_aside(gfns, least_age_pages, &mut self.bench);
+            steps += 1;
+        }
+        let mut outcome = StoreOutcome::default();
+        let mut steps = 0;
+        while outcome.stored < plan.store_pages.min(4 * STEP_PAGES) && steps < 16 {
+            let Some(gfns) = self.lock().hands.next_to_store() else { break };
+            self.storer.store(&self.paged, gfns, &mut self.bench);
+            outcome = self.storer.gathered();
+            steps += 1;
+        }
+        let outcome = self.storer.finish(&self.paged, &mut self.bench);
+        self.paged.homes.compressed.tidy(TIDY_SLABS);
+        self.paged.homes.count_bookkeeping();
+        let exhausted = self.note(outcome.stored);
+        if outcome.stored > 0 || exhausted {
+            // Who waits for room may find it.
+            self.paged.offer_room();
+        }
+        if exhausted && moved == 0 && outcome.stored == 0 {
+            return false;
+        }
+        true
+    }
+
+    /// Notes what came of a step; true when nothing more can be evicted.
+    fn note(&self, stored: u64) -> bool {
+        let mut progress = self.lock();
+        if stored > 0 {
+            progress.fruitful_round = progress.hands.rounds();
+        }
+        let round = progress.hands.rounds();
+        let exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS;
+        drop(progress);
+        if round % FORGET_ROUNDS == FORGET_ROUNDS - 1 && self.paged.kernel().method == super::EvictionMethod::Copy {
+            self.paged.kernel().marks.clear();
+        }
+        self.paged.credit.set_exhausted(exhausted);
+        exhausted
+    }
+
+    /// Below the limit again.
+    fn recover(&self) {
+        if self.paged.credit.is_exhausted() {
+            let mut progress = self.lock();
+            progress.fruitful_round = progress.hands.rounds();
+            drop(progress);
+            self.paged.credit.set_exhausted(false);
+        }
+    }
+
+    /// Keeps the compressed store below its limit by what is oldest there.
+    fn make_room(&mut self) {
+        if !self.can_swap() {
+            return;
+        }
+        let reserve_bytes = 2 * STEP_PAGES * PAGE_BYTES as u64;
+        for _ in 0..4 {
+            let store = self.paged.homes.compressed.statistics();
+            if store.held_bytes + reserve_bytes <= store.limit_bytes || store.pages == 0 {
+                break;
+            }
+            if Storer::write_back(&self.paged, WRITE_PAGES, u64::MAX, &mut self.bench) == 0 {
+                break;
+            }
+            self.paged.homes.compressed.tidy(TIDY_SLABS);
+        }
+    }
+
+    /// What need not be done at once. True when there is more of it.
+    fn keep_house(&mut self) -> bool {
+        {
+            let mut progress = self.lock();
+            if progress.housekept.elapsed() < HOUSEKEEPING {
+                return false;
+            }
+            progress.housekept = Instant::now();
+        }
+        self.paged.homes.compressed.tidy(TIDY_SLABS * 16);
+        self.paged.homes.count_bookkeeping();
+        if !self.can_swap() {
+            return false;
+        }
+        if let Some(swap) = &self.paged.homes.swap {
+            swap.punch_holes(HOLE_PAGES);
+            self.forget_marks(swap.statistics());
+        }
+        let cold_seconds = self.paged.config.cold_after.as_secs();
+        let mut moved = 0;
+        if let Some(by_seconds) = self.paged.homes.now_seconds().checked_sub(cold_seconds) {
+            while moved < 64 * WRITE_PAGES as u64 && !self.paged.is_stopping() {
+                match Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench) {
+                    0 => break,
+                    pages => moved += pages,
+                }
+                if let Some(pause) = self.budget.pause() {
+                    self.paged.reclaim_pause(pause);
+                }
+            }
+        }
+        moved > 0
+    }
+
+    /// Whether there is a swap file that takes pages. One that failed is tried again later.
+    fn can_swap(&self) -> bool {
+        let Some(swap) = &self.paged.homes.swap else { return false };
+        if !swap.statistics().unavailable {
+            return true;
+        }
+        let mut progress = self.lock();
+        let failed = *progress.swap_failed.get_or_insert_with(Instant::now);
+        if failed.elapsed() < RETRY_AFTER {
+            return false;
+        }
+        progress.swap_failed = None;
+        drop(progress);
+        swap.retry();
+        // What had no other home may have one now.
+        self.paged.kernel().marks.clear();
+        true
+    }
+
+    /// Pages that found the swap file full are tried again when it has room.
+    fn forget_marks(&self, swap: SwapStatistics) {
+        let has_room = swap.held_bytes + (WRITE_PAGES * PAGE_BYTES) as u64 <= swap.limit_bytes;
+        let mut progress = self.lock();
+        if has_room && progress.marks_forgotten.elapsed() >= RETRY_AFTER {
+            progress.marks_forgotten = Instant::now();
+            self.paged.kernel().marks.clear();
+        }
+    }
+
+    fn rounds(&self) -> u64 {
+        self.lock().hands.rounds()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

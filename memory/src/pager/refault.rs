@@ -1,0 +1,237 @@
+//! Pages come back into guest RAM. Whoever calls here owns the claims of the pages.
+
+use std::io;
+use std::ops::Range;
+use std::thread;
+use std::time::Duration;
+
+use crate::page_table::{Claim, Place, Refaulting, Stored};
+use crate::ram::PAGE_SIZE;
+use crate::store::codec::Decompressor;
+use crate::store::swap::AlignedPage;
+use crate::store::{PAGE_BYTES, Page};
+
+use super::PagerFailure;
+use super::config::EvictionMethod;
+use super::frames::bytes;
+use super::paged::{Kernel, Paged};
+use super::streams::WINDOW_PAGES_MAX;
+
+/// Failures of one call that may pass by themselves, before something else is tried or the page counts as lost.
+const ATTEMPTS: u32 = 64;
+
+/// How long to wait when the host has no memory, or a call fails for a reason unknown here.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Zeroes to copy from. More in one call would make others wait for the mapping longer than a page is worth.
+static ZEROES: [Page; 16] = [[0; PAGE_BYTES]; 16];
+
+/// What is to be done about a call that got only so far.
+enum Remedy {
+    Again,
+    GiveUp(io::Error),
+}
+
+impl Paged {
+    /// Maps pages that all come from `from` and releases them there; their claims may be finished then.
+    ///
+    /// # Errors
+    /// A page is lost, and the claims must stay unfinished.
+    pub fn bring(&self, gfns: &Range<u64>, from: Place, decompressor: &mut Decompressor) -> Result<(), PagerFailure> {
+        let Kernel { frames, port, method, .. } = self.kernel();
+        match from {
+            Place::Unknown | Place::Untouched => self.fill(gfns, true),
+            Place::Resident => {
+                // Taken from a copier that has write-protected it.
+                let mut attempts = 0;
+                while let Err(cause) = port.unprotect(frames.ram_address(gfns.start), bytes(gfns)) {
+                    if let Remedy::GiveUp(cause) = self.remedy(cause, &mut attempts) {
+                        return Err(lost(gfns.start, cause));
+                    }
+                }
+                Ok(())
+            }
+            Place::Aside if *method == EvictionMethod::Move => self.move_back(gfns),
+            Place::Aside => self.copy_back(gfns),
+            Place::Stored(Stored::Zero) => self.fill(gfns, false),
+            Place::Stored(stored) => {
+                let mut page = AlignedPage::default();
+                for gfn in gfns.clone() {
+                    self.homes.fetch(stored, decompressor, &mut page.0).map_err(|cause| lost(gfn, cause))?;
+                    self.copy_in(gfn..gfn + 1, page.0.as_ptr())?;
+                    self.homes.release(stored);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Maps zero pages. `may_exist`: where there is a page already it stays.
+    fn fill(&self, gfns: &Range<u64>, may_exist: bool) -> Result<(), PagerFailure> {
+        self.kernel().marks.remove_all(gfns.clone());
+        let mut next = gfns.start;
+        while next < gfns.end {
+            let end = gfns.end.min(next + ZEROES.len() as u64);
+            self.copy_pages(next..end, ZEROES.as_ptr().cast(), may_exist)?;
+            next = end;
+        }
+        Ok(())
+    }
+
+    /// Maps copies of the pages at `from`, which lie one after the other.
+    pub fn copy_in(&self, gfns: Range<u64>, from: *const u8) -> Result<(), PagerFailure> {
+        self.kernel().marks.remove_all(gfns.clone());
+        self.copy_pages(gfns, from, false)
+    }
+
+    fn copy_pages(&self, gfns: Range<u64>, from: *const u8, may_exist: bool) -> Result<(), PagerFailure> {
+        let Kernel { frames, port, .. } = self.kernel();
+        let (mut next, mut attempts) = (gfns.start, 0);
+        while next < gfns.end {
+            let offset = (next - gfns.start) as usize * PAGE_BYTES;
+            let progress =
+                port.copy(frames.ram_address(next), from.wrapping_add(offset), (gfns.end - next) * PAGE_SIZE);
+            next += progress.bytes / PAGE_SIZE;
+            let Some(cause) = progress.cause else { continue };
+            if progress.bytes > 0 {
+                attempts = 0;
+                continue;
+            }
+            let exists = cause.raw_os_error() == Some(libc::EEXIST);
+            let gone = !self.table.is_armed();
+            match self.remedy(cause, &mut attempts) {
+                Remedy::Again => {}
+                // A page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
+                Remedy::GiveUp(_) if may_exist && (exists || gone) => {
+                    self.wake(next);
+                    next += 1;
+                    attempts = 0;
+                }
+                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves pages back from aside.
+    fn move_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
+        let Kernel { frames, port, .. } = self.kernel();
+        let (mut next, mut attempts) = (gfns.start, 0);
+        while next < gfns.end {
+            let progress =
+                port.move_pages(frames.ram_address(next), frames.side_address(next), (gfns.end - next) * PAGE_SIZE);
+            next += progress.bytes / PAGE_SIZE;
+            let Some(cause) = progress.cause else { continue };
+            if progress.bytes > 0 {
+                attempts = 0;
+                continue;
+            }
+            // The page is where it was unless the kernel says that it is not there: then reading it would hang.
+            let is_there = cause.raw_os_error() != Some(libc::ENOENT);
+            match self.remedy(cause, &mut attempts) {
+                Remedy::Again => {}
+                Remedy::GiveUp(_) if is_there => {
+                    self.copy_back(&(next..next + 1))?;
+                    next += 1;
+                    attempts = 0;
+                }
+                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies pages back from aside.
+    fn copy_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
+        let frames = &self.kernel().frames;
+        self.copy_in(gfns.clone(), frames.side_address(gfns.start) as *const u8)?;
+        if frames.drop_side(gfns).is_err() {
+            self.counters.eviction_failed.add(gfns.end - gfns.start);
+        }
+        Ok(())
+    }
+
+    fn remedy(&self, cause: io::Error, attempts: &mut u32) -> Remedy {
+        self.counters.retried.add(1);
+        *attempts += 1;
+        match cause.raw_os_error() {
+            // The address space is changing, or a page is looked at by the kernel at this moment.
+            Some(libc::EAGAIN | libc::EBUSY) if *attempts < ATTEMPTS => thread::yield_now(),
+            // Nothing is lost while the page has its old home; the guest waits until the host has memory.
+            Some(libc::ENOMEM) if !self.is_stopping() => thread::sleep(PAUSE),
+            Some(libc::EAGAIN) if !self.is_stopping() => thread::sleep(PAUSE),
+            _ if *attempts < ATTEMPTS / 8 => thread::yield_now(),
+            _ => return Remedy::GiveUp(cause),
+        }
+        Remedy::Again
+    }
+}
+
+fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {
+    PagerFailure::Lost { gfn, cause: cause.to_string() }
+}
+
+/// Stored pages that lie one after the other, decompressed here and mapped in one call.
+pub(super) struct Batch {
+    pages: Vec<AlignedPage>,
+    claims: Vec<(Claim<Refaulting>, Stored)>,
+    first: u64,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            pages: vec![AlignedPage::default(); WINDOW_PAGES_MAX as usize],
+            claims: Vec::with_capacity(WINDOW_PAGES_MAX as usize),
+            first: 0,
+        }
+    }
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.claims.is_empty()
+    }
+
+    /// Where the next page must lie, and whether there is room for it.
+    pub fn takes(&self, gfn: u64) -> bool {
+        self.is_empty() || (gfn == self.first + self.claims.len() as u64 && self.claims.len() < self.pages.len())
+    }
+
+    /// The place for the content of the next page. It counts once it is [`Batch::push`]ed.
+    pub fn buffer(&mut self) -> &mut Page {
+        let next = self.claims.len();
+        &mut self.pages[next].0
+    }
+
+    /// The places for the contents of the next `count` pages.
+    pub fn buffers(&mut self, count: usize) -> Vec<&mut Page> {
+        let next = self.claims.len();
+        self.pages[next..].iter_mut().take(count).map(|page| &mut page.0).collect()
+    }
+
+    /// The buffer is filled with this page.
+    pub fn push(&mut self, claim: Claim<Refaulting>, stored: Stored) {
+        if self.is_empty() {
+            self.first = claim.gfn();
+        }
+        self.claims.push((claim, stored));
+    }
+
+    /// Maps what was gathered. Returns how many pages that were.
+    ///
+    /// # Errors
+    /// A page is lost; the claims are gone, unfinished.
+    pub fn flush(&mut self, paged: &Paged) -> Result<u64, PagerFailure> {
+        let count = self.claims.len() as u64;
+        if count == 0 {
+            return Ok(0);
+        }
+        paged.copy_in(self.first..self.first + count, self.pages.as_ptr().cast())?;
+        for (claim, stored) in self.claims.drain(..) {
+            paged.homes.release(stored);
+            paged.finish_in(claim);
+        }
+        Ok(count)
+    }
+}

@@ -1,0 +1,229 @@
+//! Pages go from aside to a store.
+
+use std::ops::Range;
+
+use crate::page_table::{Claim, Place, Run, StoreNext, Stored, Storing};
+use crate::store::Page;
+use crate::store::duplicate::PageHash;
+
+use super::config::EvictionMethod;
+use super::frames::bytes;
+use super::homes::{Placed, Workbench};
+use super::paged::{Kernel, Paged};
+
+/// Pages that are released aside together: each call to the kernel costs more than a page is worth.
+const SETTLE_PAGES: usize = 16;
+
+/// Pages written to the swap file together (256 KiB).
+pub(super) const WRITE_PAGES: usize = 64;
+
+/// What storing has come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct StoreOutcome {
+    /// Pages that have a new home.
+    pub stored: u64,
+    /// Pages that were put back into guest RAM.
+    pub put_back: u64,
+    /// Pages that stay aside.
+    pub kept: u64,
+}
+
+/// A thread's work in progress.
+#[derive(Debug, Default)]
+pub(super) struct Storer {
+    settled: Vec<(Claim<Storing>, Stored)>,
+    to_write: Vec<(Claim<Storing>, PageHash)>,
+    outcome: StoreOutcome,
+}
+
+impl Storer {
+    /// Stores the aside pages of a range; those for the swap file may wait for [`Storer::finish`].
+    pub fn store(&mut self, paged: &Paged, gfns: Range<u64>, bench: &mut Workbench) {
+        let Ok(runs) = paged.table.begin_store_run(gfns) else { return };
+        for run in runs {
+            self.classify(paged, run, bench);
+        }
+        self.settle(paged, bench);
+    }
+
+    /// Writes what was gathered, and tells what has become of all pages since the last time.
+    pub fn finish(&mut self, paged: &Paged, bench: &mut Workbench) -> StoreOutcome {
+        self.write(paged, bench);
+        self.settle(paged, bench);
+        std::mem::take(&mut self.outcome)
+    }
+
+    /// What has become of the pages since the last [`Storer::finish`], those that wait to be written left out.
+    pub fn gathered(&self) -> StoreOutcome {
+        self.outcome
+    }
+
+    fn classify(&mut self, paged: &Paged, run: Run<Storing>, bench: &mut Workbench) {
+        for claim in run {
+            if self.is_overtaken(paged, &claim) {
+                self.keep(paged, claim, bench);
+                continue;
+            }
+            let gfn = claim.gfn();
+            // SAFETY: the page is aside and the claim is ours until it is settled, which is after the last use of the page.
+            let page = unsafe { paged.kernel().frames.side_page(gfn) };
+            match paged.homes.place(page, gfn, bench) {
+                Placed::Home(stored) => self.settled.push((claim, stored)),
+                Placed::Incompressible(hash) => self.to_write.push((claim, hash)),
+                Placed::Full(hash) => {
+                    paged.counters.store_full.add(1);
+                    self.to_write.push((claim, hash));
+                }
+            }
+            if self.settled.len() >= SETTLE_PAGES {
+                self.settle(paged, bench);
+            }
+            if self.to_write.len() >= WRITE_PAGES {
+                self.write(paged, bench);
+            }
+        }
+    }
+
+    fn is_overtaken(&self, paged: &Paged, claim: &Claim<Storing>) -> bool {
+        paged.table.is_overtaken(claim).expect("the claim is of this table")
+    }
+
+    /// A page stays aside, or goes where it is wanted.
+    fn keep(&mut self, paged: &Paged, claim: Claim<Storing>, bench: &mut Workbench) {
+        self.outcome.kept += 1;
+        let after = paged.table.abort_store(claim).expect("the claim is of this table");
+        paged.after_out(after, bench);
+    }
+
+    /// Releases aside what has a new home.
+    fn settle(&mut self, paged: &Paged, bench: &mut Workbench) {
+        let settled = std::mem::take(&mut self.settled);
+        for group in settled.chunk_by(|(one, _), (next, _)| one.gfn() + 1 == next.gfn()) {
+            let (first, last) = (group[0].0.gfn(), group[group.len() - 1].0.gfn());
+            if paged.kernel().frames.drop_side(&(first..last + 1)).is_err() {
+                paged.counters.eviction_failed.add(group.len() as u64);
+            }
+        }
+        for (claim, stored) in settled {
+            let counter = match stored {
+                Stored::Zero => &paged.counters.zero,
+                Stored::Duplicate(_) => &paged.counters.duplicate,
+                Stored::Compressed(_) => &paged.counters.compressed,
+                Stored::Swapped(_) => &paged.counters.swapped,
+            };
+            counter.add(1);
+            self.outcome.stored += 1;
+            let after = paged.table.finish_store(claim, stored).expect("the claim is of this table");
+            paged.after_out(after, bench);
+        }
+    }
+
+    /// Writes pages to the swap file. Those it does not take go back to guest RAM, marked, and are not tried again until
+    /// they are written to.
+    fn write(&mut self, paged: &Paged, bench: &mut Workbench) {
+        let mut claims = Vec::with_capacity(self.to_write.len());
+        for (claim, hash) in std::mem::take(&mut self.to_write) {
+            if self.is_overtaken(paged, &claim) {
+                self.keep(paged, claim, bench);
+            } else {
+                claims.push((claim, hash));
+            }
+        }
+        if claims.is_empty() {
+            return;
+        }
+        let frames = &paged.kernel().frames;
+        let pages: Vec<(&Page, PageHash)> = claims
+            .iter()
+            // SAFETY: as in `classify`: the claims are ours until they are settled below.
+            .map(|(claim, hash)| (unsafe { frames.side_page(claim.gfn()) }, *hash))
+            .collect();
+        let (homes, cause) = paged.homes.write(&pages);
+        if paged.homes.swap.is_some() && cause.is_some() {
+            paged.counters.swap_write_failed.add(1);
+        }
+        let mut refused = Vec::new();
+        let mut homes = homes.into_iter();
+        for (claim, _) in claims {
+            match homes.next() {
+                Some(home) => self.settled.push((claim, home)),
+                None => refused.push(claim),
+            }
+        }
+        self.settle(paged, bench);
+        self.put_back(paged, refused, bench);
+    }
+
+    fn put_back(&mut self, paged: &Paged, claims: Vec<Claim<Storing>>, bench: &mut Workbench) {
+        let mut gfns = Vec::with_capacity(claims.len());
+        for claim in claims {
+            gfns.push(claim.gfn());
+            let after = paged.table.abort_store(claim).expect("the claim is of this table");
+            paged.after_out(after, bench);
+        }
+        for group in gfns.chunk_by(|one, next| one + 1 == *next) {
+            self.outcome.put_back += paged.mark_in_place(group[0]..group[group.len() - 1] + 1, bench);
+        }
+    }
+
+    /// Writes the compressed store's oldest pages to the swap file: up to `count` of those stored by `by_seconds`. Returns
+    /// how many went.
+    pub fn write_back(paged: &Paged, count: usize, by_seconds: u64, bench: &mut Workbench) -> u64 {
+        let blocks = paged.homes.compressed.oldest(count, by_seconds);
+        let pages = paged.homes.take_old(&blocks, bench);
+        if pages.is_empty() {
+            return 0;
+        }
+        let (moved, cause) = paged.homes.write_back(&pages, |gfn, from, to| {
+            relabel(paged, gfn, from, to, bench);
+        });
+        if cause.is_some() {
+            paged.counters.swap_write_failed.add(1);
+        }
+        paged.counters.written_back.add(moved as u64);
+        moved as u64
+    }
+}
+
+/// The page that was stored first with a content still says so: now it says where the content has gone. Of any other page
+/// that shares it the word says that it does, which stays true.
+fn relabel(paged: &Paged, gfn: u64, from: Stored, to: Stored, bench: &mut Workbench) {
+    // The owner may have left, and its number need not be one of this guest's pages.
+    let Ok(StoreNext::Won(claim)) = paged.table.begin_store(gfn) else { return };
+    let after = if claim.kind().from == Place::Stored(from) {
+        paged.table.finish_store(claim, to)
+    } else {
+        paged.table.abort_store(claim)
+    };
+    paged.after_out(after.expect("the claim is of this table"), bench);
+}
+
+impl Paged {
+    /// Brings aside pages back and marks them. Returns how many are there.
+    fn mark_in_place(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
+        let Kernel { frames, port, method, marks } = self.kernel();
+        let Ok(runs) = self.table.begin_refault_run(gfns) else { return 0 };
+        let mut marked = 0;
+        for run in runs {
+            let (gfns, from) = (run.gfns(), run.kind().from);
+            if from != Place::Aside {
+                run.for_each(|claim| self.abort_in(claim));
+                continue;
+            }
+            if let Err(failure) = self.bring(&gfns, from, &mut bench.decompressor) {
+                self.fail(&failure);
+                return marked;
+            }
+            run.for_each(|claim| self.finish_in(claim));
+            gfns.clone().for_each(|gfn| marks.insert(gfn));
+            // Written pages are tried again. A write before this line is missed, and the page tried after the next one; a
+            // copier protects pages itself, so there marks are taken off by time alone.
+            if *method == EvictionMethod::Move && port.protect(frames.ram_address(gfns.start), bytes(&gfns)).is_err() {
+                marks.remove_all(gfns.clone());
+            }
+            marked += gfns.end - gfns.start;
+        }
+        self.counters.incompressible.add(marked);
+        marked
+    }
+}

@@ -1,0 +1,103 @@
+//! The pager over real userfaultfds and real files. The guest is a thread that touches guest RAM.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod faults;
+mod life;
+mod limit;
+mod storm;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_probe::content::Kind;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::*;
+use crate::PAGE_SIZE;
+use crate::store::{PAGE_BYTES, Page, samples};
+
+const MIB: u64 = 1 << 20;
+
+/// Both ways out of guest RAM; the first only where the kernel has it.
+fn methods() -> Vec<EvictionMethod> {
+    let support = crate::UserfaultSupport::probe().unwrap();
+    let mut methods = vec![EvictionMethod::Copy];
+    if support.move_pages {
+        methods.push(EvictionMethod::Move);
+    }
+    methods
+}
+
+/// A folder for a swap file on a disk: the build's own.
+fn disk() -> PathBuf {
+    std::env::current_exe().unwrap().parent().unwrap().to_owned()
+}
+
+struct Guest {
+    ram: Arc<GuestRam>,
+    pager: Arc<Pager>,
+    failures: Arc<Mutex<Vec<String>>>,
+}
+
+impl Guest {
+    fn new(ranges: &[Range<u64>], config: PagerConfig) -> Self {
+        let ram = GuestRam::new(ranges).unwrap();
+        let failures = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&failures);
+        let pager = Pager::new(
+            Arc::clone(&ram),
+            config,
+            Box::new(move |failure| seen.lock().unwrap().push(failure.to_string())),
+        );
+        Self { ram, pager: pager.unwrap(), failures }
+    }
+
+    fn write(&self, gfn: u64, page: &Page) {
+        self.ram.memory().write_slice(page, GuestAddress(gfn * PAGE_SIZE)).unwrap();
+    }
+
+    fn read(&self, gfn: u64) -> Page {
+        let mut page = [0; PAGE_BYTES];
+        self.ram.memory().read_slice(&mut page, GuestAddress(gfn * PAGE_SIZE)).unwrap();
+        page
+    }
+
+    fn state(&self, gfn: u64) -> State {
+        self.pager.paged.table.page(gfn).unwrap().state
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, mut holds: impl FnMut(&PagerStatistics) -> bool) -> PagerStatistics {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let statistics = self.pager.statistics();
+            if holds(&statistics) {
+                return statistics;
+            }
+            assert!(Instant::now() < deadline, "{what}: {statistics:#?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[track_caller]
+    fn check_no_failure(&self) {
+        assert_eq!(*self.failures.lock().unwrap(), [""; 0]);
+    }
+}
+
+/// One page of each sort: nothing, shared content, compressible, not compressible.
+fn page_of(gfn: u64, version: u64) -> Page {
+    match gfn % 4 {
+        0 if version == 0 => [0; PAGE_BYTES],
+        1 if version == 0 => samples::page(Kind::Text, 7),
+        3 => samples::page(Kind::Random, (gfn + version * 100_000) as u32),
+        _ => samples::page(Kind::Text, (gfn + version * 100_000) as u32),
+    }
+}
+
+fn with_swap(eviction: EvictionMethod) -> PagerConfig {
+    PagerConfig { swap_folder: Some(disk()), eviction: Some(eviction), ..PagerConfig::default() }
+}

@@ -1,0 +1,121 @@
+//! Everything at once: pages are written, read, evicted, stored, written back, pinned and given back by several threads,
+//! and no page is ever anything but what was last written to it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use cistern_probe::random::Generator;
+
+use super::*;
+
+/// How many touches; more by the environment.
+fn touches() -> u64 {
+    std::env::var("PAGER_TOUCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+}
+
+/// A page as its owner last left it.
+fn content(gfn: u64, version: u64) -> Page {
+    if version == 0 {
+        return [0; PAGE_BYTES];
+    }
+    let mut page = match (gfn + version) % 4 {
+        0 => return [0; PAGE_BYTES],
+        1 => return samples::page(Kind::Text, (version % 16) as u32),
+        2 => samples::page(Kind::Text, gfn as u32),
+        _ => samples::page(Kind::Random, gfn as u32),
+    };
+    page[..8].copy_from_slice(&version.to_ne_bytes());
+    page
+}
+
+fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
+    const PAGES: u64 = 4096;
+    const OWNERS: u64 = 2;
+    let guest = Guest::new(&[0..PAGES * PAGE_SIZE], config);
+    guest.pager.set_resident_limit(Some(limit_bytes)).unwrap();
+    let (stop, refaulted) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let owners: Vec<_> = (0..OWNERS)
+            .map(|owner| {
+                let (guest, refaulted) = (&guest, &refaulted);
+                scope.spawn(move || {
+                    let mut random = Generator::new(owner + 1);
+                    let mut versions = vec![0u64; PAGES as usize];
+                    for touch in 0..touches() / OWNERS {
+                        let gfn = random.below(PAGES / OWNERS) * OWNERS + owner;
+                        let version = &mut versions[gfn as usize];
+                        let expected = content(gfn, *version);
+                        let _pin = (touch % 5 == 0).then(|| guest.ram.pin(gfn * PAGE_SIZE, PAGE_SIZE).unwrap());
+                        assert!(guest.read(gfn) == expected, "{method:?}: page {gfn:#x}, version {version}");
+                        match random.below(8) {
+                            0 => {
+                                guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap();
+                                *version = 0;
+                                assert!(guest.read(gfn) == [0; PAGE_BYTES], "{method:?}: page {gfn:#x} after a discard");
+                            }
+                            1..=4 => {
+                                *version += 1;
+                                guest.write(gfn, &content(gfn, *version));
+                            }
+                            _ => {}
+                        }
+                        refaulted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    for gfn in (owner..PAGES).step_by(OWNERS as usize) {
+                        let version = versions[gfn as usize];
+                        assert!(guest.read(gfn) == content(gfn, version), "{method:?}: page {gfn:#x} at the end");
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            let mut random = Generator::new(99);
+            while !stop.load(Ordering::Relaxed) {
+                let gfn = random.below(PAGES - 64);
+                let gfns = gfn..gfn + 1 + random.below(63);
+                match random.below(4) {
+                    0 => drop(guest.pager.write_back(16).unwrap()),
+                    1 => drop(guest.pager.store(gfns).unwrap()),
+                    _ => drop(guest.pager.evict(gfns).unwrap()),
+                }
+            }
+        });
+        let outcomes: Vec<_> = owners.into_iter().map(|owner| owner.join()).collect();
+        stop.store(true, Ordering::Relaxed);
+        outcomes.into_iter().for_each(|outcome| outcome.unwrap());
+    });
+    guest.check_no_failure();
+    let statistics = guest.pager.statistics();
+    let refaults = &statistics.refaults;
+    for (name, source) in [
+        ("first touch", &refaults.first_touch),
+        ("aside", &refaults.aside),
+        ("zero", &refaults.zero),
+        ("duplicate", &refaults.duplicate),
+        ("compressed", &refaults.compressed),
+        ("swapped", &refaults.swapped),
+    ] {
+        assert!(source.pages > 0, "{method:?}: no page came from {name}: {statistics:#?}");
+    }
+    // At rest every page is somewhere once.
+    guest.pager.set_resident_limit(None).unwrap();
+    guest.ram.discard(0, PAGES * PAGE_SIZE).unwrap();
+    let statistics = guest.pager.statistics();
+    assert_eq!((statistics.compressed.pages, statistics.duplicates.references), (0, 0), "{statistics:#?}");
+    assert_eq!(statistics.swap.map(|swap| swap.pages), Some(0));
+}
+
+#[test]
+fn pages_keep_their_content_while_everything_happens_at_once() {
+    for method in methods() {
+        storm(method, with_swap(method), 4 * MIB);
+    }
+}
+
+#[test]
+fn so_they_do_under_two_reclaimers_and_another_codec() {
+    for method in methods() {
+        let config =
+            PagerConfig { codec: crate::store::codec::Codec::Zstd, reclaim_cpu_percent: 200, ..with_swap(method) };
+        storm(method, config, 6 * MIB);
+    }
+}
