@@ -31,9 +31,9 @@ mod signal;
 mod statistics;
 mod store;
 mod streams;
-mod threads;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod threads;
 mod waits;
 
 use std::fmt;

@@ -10,6 +10,7 @@ use super::budget::Budget;
 use super::hands::{Hands, STEP_PAGES};
 use super::homes::Workbench;
 use super::paged::Paged;
+use super::signal::Seen;
 use super::store::{StoreOutcome, Storer, WRITE_PAGES};
 
 /// How often what is at rest is looked after: cold pages, holes, a swap file that failed.
@@ -64,14 +65,15 @@ impl Reclaimer {
 
     /// Works until the pager stops.
     pub fn run(mut self) {
+        let mut seen = Seen::default();
         while !self.paged.is_stopping() {
             let worked = self.step() | self.keep_house();
             if let Some(pause) = self.budget.pause() {
                 self.paged.reclaim_pause(pause);
             } else if !worked {
-                // Without a limit nothing changes but what somebody wakes us for.
-                let limited = self.paged.credit.limit_bytes().is_some();
-                self.paged.reclaim.wait(limited.then_some(HOUSEKEEPING));
+                // An open VM wakes nobody. In an armed one pages grow cold, and come home.
+                let is_armed = self.paged.table.is_armed();
+                self.paged.reclaim.wait(&mut seen, is_armed.then_some(HOUSEKEEPING));
             }
         }
     }

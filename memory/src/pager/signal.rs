@@ -7,32 +7,32 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Wakes threads that wait for nothing else. A wake-up is not lost: whoever waits next takes it.
+/// Wakes threads that wait for nothing else.
 #[derive(Debug, Default)]
 pub(super) struct Wake {
-    asked: Mutex<bool>,
+    count: Mutex<u64>,
     woken: Condvar,
 }
 
+/// How many wake-ups a thread has seen.
+#[derive(Debug, Default)]
+pub(super) struct Seen(u64);
+
 impl Wake {
     pub fn wake(&self) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*asked {
-            *asked = true;
-            self.woken.notify_all();
-        }
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.woken.notify_all();
     }
 
-    /// Waits for a wake-up, or this long; for ever with `None`.
-    pub fn wait(&self, limit: Option<Duration>) {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut asked = match limit {
-            Some(limit) => {
-                self.woken.wait_timeout_while(asked, limit, |asked| !*asked).unwrap_or_else(PoisonError::into_inner).0
-            }
-            None => self.woken.wait_while(asked, |asked| !*asked).unwrap_or_else(PoisonError::into_inner),
+    /// Waits for a wake-up that this thread has not seen, or this long; for ever with `None`.
+    pub fn wait(&self, seen: &mut Seen, limit: Option<Duration>) {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = |count: &mut u64| *count == seen.0;
+        let count = match limit {
+            Some(limit) => self.woken.wait_timeout_while(count, limit, none).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.woken.wait_while(count, none).unwrap_or_else(PoisonError::into_inner),
         };
-        *asked = false;
+        seen.0 = *count;
     }
 }
 

@@ -87,7 +87,8 @@ fn the_compressed_store_makes_room_by_what_is_oldest() {
 
 #[test]
 fn cold_pages_go_to_the_file_by_age() {
-    let guest = Guest::new(&[0..32 * MIB], PagerConfig { cold_after: Duration::from_secs(1), ..with_swap(methods()[0]) });
+    let guest =
+        Guest::new(&[0..32 * MIB], PagerConfig { cold_after: Duration::from_secs(1), ..with_swap(methods()[0]) });
     guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
     (0..4096).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
     guest.wait_until("written back", |statistics| {

@@ -82,6 +82,20 @@ impl Guest {
         }
     }
 
+    /// The statistics once no page is in motion: a thread goes on before the pager has noted that its page came.
+    fn at_rest(&self) -> PagerStatistics {
+        self.wait_until("at rest", |statistics| statistics.pages.in_flight == 0)
+    }
+
+    fn evict(&self, gfns: Range<u64>) -> u64 {
+        self.at_rest();
+        self.pager.evict(gfns).unwrap()
+    }
+
+    fn store(&self, gfns: Range<u64>) -> u64 {
+        self.pager.store(gfns).unwrap()
+    }
+
     #[track_caller]
     fn check_no_failure(&self) {
         assert_eq!(*self.failures.lock().unwrap(), [""; 0]);
@@ -99,5 +113,11 @@ fn page_of(gfn: u64, version: u64) -> Page {
 }
 
 fn with_swap(eviction: EvictionMethod) -> PagerConfig {
-    PagerConfig { swap_folder: Some(disk()), eviction: Some(eviction), ..PagerConfig::default() }
+    // Text of the probe's needs up to 0.55 of a page.
+    PagerConfig {
+        swap_folder: Some(disk()),
+        eviction: Some(eviction),
+        compressed_limit_bytes: PAGE_BYTES * 3 / 4,
+        ..PagerConfig::default()
+    }
 }

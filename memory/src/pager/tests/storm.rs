@@ -50,7 +50,10 @@ fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
                             0 => {
                                 guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap();
                                 *version = 0;
-                                assert!(guest.read(gfn) == [0; PAGE_BYTES], "{method:?}: page {gfn:#x} after a discard");
+                                assert!(
+                                    guest.read(gfn) == [0; PAGE_BYTES],
+                                    "{method:?}: page {gfn:#x} after a discard"
+                                );
                             }
                             1..=4 => {
                                 *version += 1;
