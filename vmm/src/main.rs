@@ -117,6 +117,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         _ => None,
     };
     let socket = control_socket(&config, is_named)?;
+    timeline.mark("open control socket");
     let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout, socket });
     terminal::restore();
     if config.boot_times {

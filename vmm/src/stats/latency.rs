@@ -30,13 +30,10 @@ pub fn bars(histogram: &Value) -> String {
     let highest = counts.iter().max().copied().unwrap_or(0);
     let bar = |count: &u64| match count {
         0 => ' ',
-        count => {
-            let height = (*count as f64).ln_1p() / (highest as f64).ln_1p();
-            BARS[((height * BARS.len() as f64) as usize).min(BARS.len() - 1)]
-        }
+        count => BARS[((count.ilog2() + 1) as usize * BARS.len()).div_ceil((highest.ilog2() + 1) as usize) - 1],
     };
     let drawn: String = counts[first..=last].iter().map(bar).collect();
-    let longest = |slot: usize| time(2u64.checked_shl(slot as u32).filter(|ns| *ns > 0).unwrap_or(u64::MAX));
+    let longest = |slot: usize| time(u64::MAX >> (63 - slot));
     format!("{} {drawn} {}", longest(first), longest(last))
 }
 
