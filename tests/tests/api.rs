@@ -342,6 +342,11 @@ fn statistics_by_name_number_and_path() {
 #[test]
 fn a_vm_without_a_name_has_its_number() {
     let runtime = Runtime::new();
+    let killed = runtime.start(&[]);
+    let left_behind = runtime.socket(&killed.pid().to_string());
+    killed.signal(libc::SIGKILL);
+    killed.finish(LIMIT);
+    assert!(left_behind.exists());
     let vm = runtime.start(&[]);
     let number = vm.pid().to_string();
     assert_eq!(runtime.stats(&[&number]).status.code(), Some(0));
@@ -353,6 +358,7 @@ fn a_vm_without_a_name_has_its_number() {
     }
     stop(vm, &socket);
     assert!(!socket.exists());
+    // What the killed one left is gone too.
     assert_eq!(fs::read_dir(runtime.folder.path().join("cistern")).expect("a folder").count(), 0);
 }
 

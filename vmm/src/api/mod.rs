@@ -16,6 +16,7 @@ pub mod socket;
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
+use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -90,12 +91,16 @@ impl ApiServer {
     pub fn start(socket: ControlSocket, machine: Controlled) -> Result<Self, RunError> {
         let failed = |cause| RunError::Thread { what: "control socket", cause };
         let listener = socket.listener().map_err(failed)?;
+        let folder = socket.folder().map(Path::to_owned);
         let (stop, stopping) = watch::channel(false);
         let thread = thread::Builder::new()
             .name("api".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
                 machine.pager.exempt_thread(thread_id::current());
+                if let Some(folder) = folder {
+                    socket::sweep(&folder);
+                }
                 let verdict = Arc::clone(&machine.verdict);
                 if let Err(cause) = serve(listener, machine, stopping) {
                     verdict.reach(Err(RunError::Thread { what: "control socket", cause }));

@@ -73,6 +73,8 @@ pub struct ControlSocket {
     path: PathBuf,
     /// Device and inode: whoever has put another file there keeps it.
     file: Option<(u64, u64)>,
+    /// The runtime folder, if it lies there.
+    folder: Option<PathBuf>,
 }
 
 impl ControlSocket {
@@ -83,7 +85,9 @@ impl ControlSocket {
     pub fn bind_name(name: &str) -> Result<Self, SocketError> {
         let folder = folder::runtime_folder();
         folder::make(&folder)?;
-        Self::bind(&folder::socket_path(&folder, name))
+        let mut socket = Self::bind(&folder::socket_path(&folder, name))?;
+        socket.folder = Some(folder);
+        Ok(socket)
     }
 
     /// Listens at `path`; a socket there on which nobody listens is replaced.
@@ -105,12 +109,17 @@ impl ControlSocket {
             result => result,
         };
         let listener = listener.map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned(), file: identity(path) })
+        Ok(Self { listener, path: path.to_owned(), file: identity(path), folder: None })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The runtime folder, if the socket lies there.
+    pub(super) fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// The listening end, which does not block.
@@ -186,6 +195,27 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     }
 }
 
+/// Removes from a runtime folder what killed VMs without a name have left: nobody would ever take their places.
+pub(super) fn sweep(folder: &Path) {
+    let is_gone = |name: &String| {
+        name.parse().is_ok_and(|pid: i32| {
+            // SAFETY: a plain system call; signal 0 is none.
+            pid > 0
+                && unsafe { libc::kill(pid, 0) } != 0
+                && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+        })
+    };
+    let gone: Vec<_> = folder::names(folder).into_iter().filter(is_gone).collect();
+    if gone.is_empty() {
+        return;
+    }
+    let _lock = lock_folder(&folder::socket_path(folder, ""));
+    for name in gone {
+        // It may listen all the same, in another pid namespace: then it stays.
+        let _ = remove_stale(&folder::socket_path(folder, &name));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -255,6 +285,21 @@ mod tests {
         assert!(matches!(ControlSocket::bind(&long), Err(SocketError::TooLong { .. })));
         let nowhere = folder.path().join("nonexistent/a.sock");
         assert!(matches!(ControlSocket::bind(&nowhere), Err(SocketError::Bind { .. })));
+    }
+
+    #[test]
+    fn what_killed_vms_left_is_swept_up() {
+        let folder = tempfile::tempdir().expect("folder");
+        let leave = |name: &str| drop(UnixListener::bind(folder::socket_path(folder.path(), name)).expect("a socket"));
+        // Above the largest process id there can be.
+        leave("4194305");
+        leave("4194306x");
+        leave("1");
+        leave("named");
+        let listening = folder::socket_path(folder.path(), "4194307");
+        let _listening = UnixListener::bind(&listening).expect("a socket");
+        sweep(folder.path());
+        assert_eq!(folder::names(folder.path()), ["1", "4194306x", "4194307", "named"]);
     }
 
     #[test]
