@@ -1,5 +1,6 @@
 //! What the integration tests and benches of Cistern share.
 
+pub mod control;
 pub mod debian;
 pub mod guests;
 pub mod initramfs;

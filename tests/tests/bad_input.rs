@@ -127,6 +127,16 @@ fn memory_no_guest_can_have() {
 }
 
 #[test]
+fn paging_that_makes_no_sense() {
+    let kernel = path(probe());
+    refused(&["--kernel", kernel, "--resident", "1M"], 2, &["--resident 1M: at least 8M"]);
+    refused(&["--kernel", kernel, "--swap-limit", "1G"], 2, &["--swap-limit 1G", "--swap DIR"]);
+    refused(&["--kernel", kernel, "--store-limit", "120%"], 2, &["'120%'", "100%"]);
+    refused(&["--kernel", kernel, "--codec", "gzip"], 2, &["--codec"]);
+    refused(&["--kernel", kernel, "--reclaim-cpu", "0"], 2, &["--reclaim-cpu 0: 1 to "]);
+}
+
+#[test]
 fn devices_that_are_none() {
     let folder = tempfile::tempdir().expect("folder");
     let kernel = path(probe());

@@ -10,6 +10,7 @@ use cistern::machine::Machine;
 use cistern::outcome::Outcome;
 use cistern::size::Size;
 use cistern::supervisor::Controls;
+use cistern_memory::pager::PagerConfig;
 use cistern_memory::{Balloon, GuestRam, PAGE_SIZE};
 use cistern_tests::process::{Finished, Running, cistern, probe};
 use serde_json::Value;
@@ -156,8 +157,11 @@ impl Guest {
             vsock: None,
             rng: true,
             balloon: BalloonMode::On,
+            resident: None,
+            pager: PagerConfig::default(),
             console: ConsoleTarget::File(folder.path().join("console")),
             name: "probe".to_owned(),
+            api_socket: None,
             timeout: None,
             boot_times: false,
         };

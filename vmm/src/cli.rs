@@ -20,6 +20,8 @@ pub enum Command {
     /// Boot a microVM and stay with it to its end
     #[command(after_help = RUN_HELP)]
     Run(Box<Run>),
+    /// Show what a running VM's memory costs and where it is
+    Stats(Stats),
     /// Boot a handful of embedded guests and show them working
     Demo(Demo),
     /// Guests that come with the program
@@ -46,6 +48,17 @@ pub struct Run {
     /// TOML file with the same names as these flags; flags win
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
+}
+
+/// `cistern stats`.
+#[derive(clap::Args)]
+pub struct Stats {
+    /// Name or process id of the VM, or its control socket's path
+    #[arg(value_name = "NAME|PID|SOCKET")]
+    pub vm: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `cistern demo`.

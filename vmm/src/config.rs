@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use cistern_memory::pager::{EvictionMethod, PagerConfig};
+use cistern_memory::store::codec::Codec;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::size::Size;
+use crate::size::{Size, SizeError};
 
 /// Text that is no device description; the message says what would be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,10 +48,16 @@ pub struct MachineConfig {
     pub rng: bool,
     /// Balloon device.
     pub balloon: BalloonMode,
+    /// What resident and stored guest memory may cost the host.
+    pub resident: Option<Size>,
+    /// How guest memory is paged.
+    pub pager: PagerConfig,
     /// Where the serial console goes.
     pub console: ConsoleTarget,
     /// Name of the VM.
     pub name: String,
+    /// Where the control socket is to be; `None`: in the user's runtime folder.
+    pub api_socket: Option<PathBuf>,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
     /// Print where the time before the guest's first instruction went.
@@ -164,6 +172,101 @@ pub enum BalloonMode {
     Off,
 }
 
+/// The most memory the compressed store may hold: a size, or a share of guest memory like `50%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "StoreLimitText")]
+pub enum StoreLimit {
+    /// So much.
+    Size(Size),
+    /// Percent of guest memory, at most 100.
+    Percent(u8),
+}
+
+impl StoreLimit {
+    /// The limit in bytes for a guest of this size.
+    pub fn bytes(self, memory: Size) -> u64 {
+        match self {
+            Self::Size(size) => size.bytes,
+            Self::Percent(percent) => (u128::from(memory.bytes) * u128::from(percent) / 100) as u64,
+        }
+    }
+}
+
+impl FromStr for StoreLimit {
+    type Err = DescriptionError;
+
+    fn from_str(text: &str) -> Result<Self, DescriptionError> {
+        const FORM: &str = "a limit is a size like 512M, or 0% to 100% of guest memory";
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse() {
+                Ok(percent @ 0..=100) => Ok(Self::Percent(percent)),
+                _ => Err(refused(text, FORM)),
+            },
+            None => text.parse().map(Self::Size).map_err(|_: SizeError| refused(text, FORM)),
+        }
+    }
+}
+
+/// What a file may have where such a limit is meant: text, or a plain number of bytes.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size or percentage: bytes or text like \"512M\" or \"50%\"")]
+enum StoreLimitText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl TryFrom<StoreLimitText> for StoreLimit {
+    type Error = DescriptionError;
+
+    fn try_from(limit: StoreLimitText) -> Result<Self, DescriptionError> {
+        match limit {
+            StoreLimitText::Bytes(bytes) => Ok(Self::Size(Size { bytes })),
+            StoreLimitText::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// How stored pages are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CodecChoice {
+    /// Not at all
+    None,
+    /// Fast
+    Lz4,
+    /// Smaller
+    Zstd,
+}
+
+impl From<CodecChoice> for Codec {
+    fn from(choice: CodecChoice) -> Self {
+        match choice {
+            CodecChoice::None => Self::None,
+            CodecChoice::Lz4 => Self::Lz4,
+            CodecChoice::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// How pages leave guest RAM, where that is not for the kernel to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EvictionChoice {
+    /// By `UFFDIO_MOVE`
+    Move,
+    /// As on kernels without it
+    Copy,
+}
+
+impl From<EvictionChoice> for EvictionMethod {
+    fn from(choice: EvictionChoice) -> Self {
+        match choice {
+            EvictionChoice::Move => Self::Move,
+            EvictionChoice::Copy => Self::Copy,
+        }
+    }
+}
+
 /// Where the serial console goes: `stdio`, `none` or `file:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -225,6 +328,19 @@ mod tests {
         assert_eq!("cid=3,uds=/v".parse(), Ok(VsockConfig { cid: 3, uds: "/v".into() }));
         for text in ["", "cid=2,uds=/v", "cid=4294967295,uds=/v", "cid=x,uds=/v", "cid=3", "cid=3,uds="] {
             assert!(text.parse::<VsockConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_store_are_sizes_or_shares() {
+        let memory = Size::mebibytes(300);
+        for (text, bytes) in [("0", 0), ("1G", 1 << 30), ("0%", 0), ("50%", 150 << 20), ("100%", 300 << 20)] {
+            assert_eq!(text.parse::<StoreLimit>().map(|limit| limit.bytes(memory)), Ok(bytes), "{text}");
+        }
+        // More than 64 bits hold on the way.
+        assert_eq!(StoreLimit::Percent(50).bytes(Size { bytes: 1 << 60 }), 1 << 59);
+        for text in ["", "%", "101%", "-1%", "12.5%", "lots"] {
+            assert!(text.parse::<StoreLimit>().is_err(), "{text}");
         }
     }
 

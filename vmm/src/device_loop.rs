@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use cistern_devices::virtio::mmio::MmioTransport;
+use cistern_memory::pager::Pager;
 use event_manager::{EventManager, RemoteEndpoint, SubscriberOps};
 
 use crate::outcome::Outcome;
+use crate::thread_id;
 use crate::verdict::{RunError, Verdict};
 
 /// Stack of the device thread: no device recurses or keeps large buffers on it.
@@ -23,11 +25,12 @@ pub struct DeviceLoop {
 }
 
 impl DeviceLoop {
-    /// Starts the thread.
+    /// Starts the thread. Its page faults never wait for the guest's limit: else the balloon could not give memory back
+    /// when that is needed most.
     ///
     /// # Errors
     /// [`RunError::Thread`].
-    pub fn start(devices: Vec<Arc<MmioTransport>>, verdict: Arc<Verdict>) -> Result<Self, RunError> {
+    pub fn start(devices: Vec<Arc<MmioTransport>>, verdict: Arc<Verdict>, pager: Arc<Pager>) -> Result<Self, RunError> {
         let failed = |error: event_manager::Error| RunError::Thread {
             what: "device event loop",
             cause: io::Error::other(error.to_string()),
@@ -43,6 +46,8 @@ impl DeviceLoop {
             .name("devices".to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                pager.exempt_thread(thread_id::current());
+                drop(pager);
                 while !thread_stop.load(Ordering::SeqCst) {
                     if let Err(error) = manager.run() {
                         verdict.reach(Err::<Outcome, _>(failed(error)));

@@ -1,6 +1,7 @@
 //! The Cistern hypervisor as a library: [`options`] and [`config`] say what is wanted, [`machine`] puts it together,
-//! [`supervisor`] runs it, and [`outcome`] is how it ends.
+//! [`supervisor`] runs it, [`api`] controls it meanwhile, and [`outcome`] is how it ends.
 
+pub mod api;
 pub mod boot;
 pub mod bus;
 pub mod config;
@@ -24,3 +25,4 @@ pub mod verdict;
 pub mod vm;
 
 mod device_loop;
+mod thread_id;

@@ -14,14 +14,15 @@ use cistern_devices::pvpanic::{PVPANIC_PORT, Pvpanic};
 use cistern_devices::request::RequestSink;
 use cistern_devices::serial::{self, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, Serial};
 use cistern_devices::virtio::mmio::{BreakReport, MmioTransport};
-use cistern_memory::{Balloon, GuestRam, RamError};
+use cistern_memory::pager::{LostPage, Pager, PagerError};
+use cistern_memory::{Balloon, GuestRam, RamError, UserfaultSupport};
 use linux_loader::loader::load_cmdline;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError};
 use crate::bus::{Bus, PortRange};
-use crate::config::{ConsoleTarget, MachineConfig};
+use crate::config::{BalloonMode, ConsoleTarget, MachineConfig};
 use crate::cpu::cpuid;
 use crate::cpu::registers::{self, Entry, RegisterError};
 use crate::cpu::vcpu::Vcpu;
@@ -29,9 +30,10 @@ use crate::device_set::{DeviceSet, DeviceSetError};
 use crate::firmware::{self, FirmwareError, Platform, VirtioSlot};
 use crate::host::{Host, HostError};
 use crate::layout;
+use crate::outcome::STATUS_ERROR;
 use crate::report;
 use crate::size::Size;
-use crate::terminal::{ConsoleOutput, OutputCut};
+use crate::terminal::{self, ConsoleOutput, OutputCut};
 use crate::timeline::Timeline;
 use crate::verdict::Verdict;
 use crate::vm::{Vm, VmError};
@@ -45,6 +47,9 @@ pub enum MachineError {
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// Guest memory cannot be paged.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
     /// More memory than guest-physical addresses.
     #[error("--memory {memory}: this host's KVM has {bits}-bit guest addresses, at most --memory {}G", largest_memory_gib(*.bits))]
     AddressWidth {
@@ -107,6 +112,10 @@ pub struct Machine {
     pub(crate) serial_input_space: EventFd,
     pub(crate) verdict: Arc<Verdict>,
     pub(crate) output_cut: Option<OutputCut>,
+    pub(crate) pager: Arc<Pager>,
+    pub(crate) resident_limit_bytes: Option<u64>,
+    pub(crate) name: String,
+    pub(crate) free_page_reporting: bool,
     power: Arc<Power>,
     balloon: Option<Arc<dyn Balloon>>,
     ram: Arc<GuestRam>,
@@ -130,6 +139,9 @@ impl Machine {
     /// As for [`Machine::build`].
     pub fn build_timed(config: &MachineConfig, timeline: &Arc<Timeline>) -> Result<Self, MachineError> {
         let system = |what| move |cause| MachineError::System { what, cause };
+        if config.resident.is_some() || config.pager.swap_folder.is_some() {
+            UserfaultSupport::probe().map_err(PagerError::from)?;
+        }
         let host = Host::open()?;
         timeline.mark("open KVM");
         let ranges = layout::ram_ranges(config.memory.bytes);
@@ -142,6 +154,8 @@ impl Machine {
         timeline.mark("open devices");
         let ram = GuestRam::new(&ranges)?;
         timeline.mark("map RAM");
+        let pager = Pager::new(Arc::clone(&ram), config.pager.clone(), Box::new(end_on_lost_page))?;
+        timeline.mark("make pager");
         let vm = Vm::new(&host, Arc::clone(&ram))?;
         timeline.mark("create VM");
 
@@ -212,6 +226,10 @@ impl Machine {
             serial_input_space,
             verdict,
             output_cut,
+            pager,
+            resident_limit_bytes: config.resident.map(|limit| limit.bytes),
+            name: config.name.clone(),
+            free_page_reporting: config.balloon == BalloonMode::On,
             power,
             balloon: devices.balloon,
             ram,
@@ -222,6 +240,11 @@ impl Machine {
     /// Guest memory.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// What pages guest memory.
+    pub fn pager(&self) -> &Arc<Pager> {
+        &self.pager
     }
 
     /// The serial port.
@@ -248,6 +271,15 @@ impl Machine {
     pub fn verdict(&self) -> &Arc<Verdict> {
         &self.verdict
     }
+}
+
+/// Says what is lost and ends the process as it stands.
+fn end_on_lost_page(page: &LostPage) {
+    terminal::restore();
+    report::line(&page.to_string());
+    // SAFETY: it does not return. Nothing may be closed before the threads that wait for the page are gone: they would
+    // wake to zeroes, and write them to the user's disks.
+    unsafe { libc::_exit(i32::from(STATUS_ERROR)) }
 }
 
 fn new_eventfd() -> io::Result<EventFd> {

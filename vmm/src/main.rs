@@ -2,6 +2,7 @@
 
 mod cli;
 mod demo;
+mod stats;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -10,7 +11,8 @@ use std::process::{self, ExitCode};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use cistern::config::ConsoleTarget;
+use cistern::api::ControlSocket;
+use cistern::config::{ConsoleTarget, MachineConfig};
 use cistern::guests;
 use cistern::host::{Host, Virtualization, host_memory_bytes};
 use cistern::limits;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(run) => run_machine(*run),
+        Command::Stats(stats) => stats::run(&stats.vm, stats.json),
         Command::Demo(demo) => demo::run(demo.json),
         Command::Guest(command) => guest(command),
         Command::Host { json } => host(json),
@@ -89,9 +92,11 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     if let Some(name) = &options.name {
         report::set_name(name);
     }
+    let is_named = options.name.is_some();
     let config = options.resolve()?;
     if let Some((memory_bytes, swap_bytes)) = host_memory_bytes()
         && config.memory.bytes > memory_bytes
+        && config.resident.is_none_or(|limit| limit.bytes > memory_bytes)
         && swap_bytes == 0
     {
         let host = Size { bytes: memory_bytes };
@@ -111,7 +116,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         ConsoleTarget::Stdio => Some(ConsoleInput::new(io::stdin().as_fd().try_clone_to_owned().context("stdin")?)?),
         _ => None,
     };
-    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout });
+    let socket = control_socket(&config, is_named)?;
+    timeline.mark("open control socket");
+    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout, socket });
     terminal::restore();
     if config.boot_times {
         let _ = writeln!(io::stderr(), "{}", timeline.to_json());
@@ -128,6 +135,22 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
         _ => {}
     }
     Ok(outcome.status())
+}
+
+/// The control socket. A VM whose user asked for none goes without when there can be none, but two of one name would be
+/// mistaken for each other.
+fn control_socket(config: &MachineConfig, is_named: bool) -> anyhow::Result<Option<ControlSocket>> {
+    if let Some(path) = &config.api_socket {
+        return Ok(Some(ControlSocket::bind(path)?));
+    }
+    match ControlSocket::bind_name(&config.name) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if is_named && error.is_in_use() => Err(error.into()),
+        Err(error) => {
+            complain(&format!("warning: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// A panic of any thread is the end: a part of the machine is lost. The terminal is left as it was found.

@@ -7,13 +7,18 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread;
 use std::time::Duration;
 
 use cistern_memory::PAGE_SIZE;
+use cistern_memory::pager::PagerConfig;
 use clap::Args;
 use serde::Deserialize;
 
-use crate::config::{BalloonMode, ConsoleTarget, DiskConfig, MachineConfig, NetConfig, VsockConfig};
+use crate::config::{
+    BalloonMode, CodecChoice, ConsoleTarget, DiskConfig, EvictionChoice, MachineConfig, NetConfig, StoreLimit,
+    VsockConfig,
+};
 use crate::firmware::CPUS_MAX;
 use crate::size::Size;
 
@@ -93,12 +98,36 @@ pub struct RunOptions {
     /// Balloon device: on, noreporting (the guest does not report free pages) or off [default: on]
     #[arg(long, value_enum, value_name = "MODE", hide_possible_values = true)]
     pub balloon: Option<BalloonMode>,
+    /// Limit on host memory for the guest's resident and stored pages
+    #[arg(long, value_name = "SIZE")]
+    pub resident: Option<Size>,
+    /// Folder for a swap file
+    #[arg(long, value_name = "DIR")]
+    pub swap: Option<PathBuf>,
+    /// Limit on the swap file [default: the file system's]
+    #[arg(long, value_name = "SIZE")]
+    pub swap_limit: Option<Size>,
+    /// Limit on memory for compressed pages, as a size or a share of guest memory [default: 50%]
+    #[arg(long, value_name = "SIZE|PERCENT%")]
+    pub store_limit: Option<StoreLimit>,
+    /// How stored pages are compressed: none, lz4 or zstd [default: lz4]
+    #[arg(long, value_enum, value_name = "CODEC", hide_possible_values = true)]
+    pub codec: Option<CodecChoice>,
+    /// CPU time for taking pages from the guest, in percent of one CPU [default: 100]
+    #[arg(long, value_name = "PERCENT")]
+    pub reclaim_cpu: Option<u32>,
+    /// How pages leave guest RAM: move or copy [default: move where the kernel can]
+    #[arg(long, value_enum, value_name = "METHOD", hide = true)]
+    pub eviction: Option<EvictionChoice>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
-    /// Name of this VM, in its messages [default: the process id]
+    /// Name of this VM, for its messages and 'cistern stats' [default: the process id]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
+    /// Control socket [default: cistern/NAME.sock in $XDG_RUNTIME_DIR]
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
     /// Stop the guest after this many seconds (exit status 4)
     #[arg(long, value_name = "SECS", allow_negative_numbers = true)]
     pub timeout: Option<f64>,
@@ -137,6 +166,9 @@ where
 const DEFAULT_MEMORY: Size = Size::mebibytes(512);
 /// Boot structures, a kernel and something to work with: less has never booted anything.
 const MINIMUM_MEMORY: Size = Size::mebibytes(4);
+/// Page tables, firmware and the working set of an idle guest: with less it would do nothing but wait for its own pages.
+pub(crate) const MINIMUM_RESIDENT: Size = Size::mebibytes(8);
+const DEFAULT_STORE_LIMIT: StoreLimit = StoreLimit::Percent(50);
 const MAXIMUM_CPUS: u32 = CPUS_MAX as u32;
 const MAXIMUM_NAME_BYTES: usize = 64;
 /// No description of a machine is as long as this.
@@ -180,8 +212,16 @@ impl RunOptions {
             vsock: self.vsock.or(other.vsock),
             rng: self.rng.or(other.rng),
             balloon: self.balloon.or(other.balloon),
+            resident: self.resident.or(other.resident),
+            swap: self.swap.or(other.swap),
+            swap_limit: self.swap_limit.or(other.swap_limit),
+            store_limit: self.store_limit.or(other.store_limit),
+            codec: self.codec.or(other.codec),
+            reclaim_cpu: self.reclaim_cpu.or(other.reclaim_cpu),
+            eviction: self.eviction.or(other.eviction),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
+            api_sock: self.api_sock.or(other.api_sock),
             timeout: self.timeout.or(other.timeout),
             boot_times: self.boot_times.or(other.boot_times),
         }
@@ -204,6 +244,30 @@ impl RunOptions {
         if !(1..=MAXIMUM_CPUS).contains(&cpus) {
             return Err(bad("cpus", cpus.to_string(), &format!("1 to {MAXIMUM_CPUS}")));
         }
+        if let Some(resident) = self.resident
+            && resident < MINIMUM_RESIDENT
+        {
+            return Err(bad("resident", resident.to_string(), &format!("at least {MINIMUM_RESIDENT}")));
+        }
+        if let (Some(limit), None) = (self.swap_limit, &self.swap) {
+            return Err(bad("swap-limit", limit.to_string(), "there is no swap file: name its folder with --swap DIR"));
+        }
+        let defaults = PagerConfig::default();
+        let reclaim_cpu_percent = self.reclaim_cpu.unwrap_or(defaults.reclaim_cpu_percent);
+        let host_cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
+        if !(1..=100 * host_cpus).contains(&reclaim_cpu_percent) {
+            let range = format!("1 to {}, 100 for each CPU of this host", 100 * host_cpus);
+            return Err(bad("reclaim-cpu", reclaim_cpu_percent.to_string(), &range));
+        }
+        let pager = PagerConfig {
+            swap_folder: self.swap,
+            swap_limit_bytes: self.swap_limit.map_or(defaults.swap_limit_bytes, |limit| limit.bytes),
+            store_limit_bytes: self.store_limit.unwrap_or(DEFAULT_STORE_LIMIT).bytes(memory),
+            codec: self.codec.map_or(defaults.codec, Into::into),
+            reclaim_cpu_percent,
+            eviction: self.eviction.map(Into::into),
+            ..defaults
+        };
         let name = self.name.unwrap_or_else(|| std::process::id().to_string());
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > MAXIMUM_NAME_BYTES || !name.chars().all(plain) || name.starts_with('.') {
@@ -229,8 +293,11 @@ impl RunOptions {
             vsock: self.vsock,
             rng: self.rng.unwrap_or(false),
             balloon: self.balloon.unwrap_or(BalloonMode::On),
+            resident: self.resident,
+            pager,
             console: self.console.unwrap_or(ConsoleTarget::Stdio),
             name,
+            api_socket: self.api_sock,
             timeout,
             boot_times: self.boot_times.unwrap_or(false),
         })
@@ -239,6 +306,9 @@ impl RunOptions {
 
 #[cfg(test)]
 mod tests {
+    use cistern_memory::pager::EvictionMethod;
+    use cistern_memory::store::codec::Codec;
+
     use super::*;
 
     fn toml(text: &str) -> Result<RunOptions, String> {
@@ -259,8 +329,16 @@ mod tests {
         vsock = "cid=3,uds=/tmp/v"
         rng = true
         balloon = "noreporting"
+        resident = "256M"
+        swap = "/var/tmp"
+        swap-limit = "2G"
+        store-limit = "25%"
+        codec = "zstd"
+        reclaim-cpu = 50
+        eviction = "copy"
         console = "file:/tmp/log"
         name = "one"
+        api-sock = "/run/one.sock"
         timeout = 2.5
         boot-times = true
     "#;
@@ -297,10 +375,26 @@ mod tests {
             "--rng",
             "--balloon",
             "noreporting",
+            "--resident",
+            "256M",
+            "--swap",
+            "/var/tmp",
+            "--swap-limit",
+            "2G",
+            "--store-limit",
+            "25%",
+            "--codec",
+            "zstd",
+            "--reclaim-cpu",
+            "50",
+            "--eviction",
+            "copy",
             "--console",
             "file:/tmp/log",
             "--name",
             "one",
+            "--api-sock",
+            "/run/one.sock",
             "--timeout",
             "2.5",
             "--boot-times",
@@ -314,6 +408,21 @@ mod tests {
         let config = file.resolve().expect("valid");
         assert_eq!((config.disks.len(), config.disks[1].read_only, config.nets.len()), (2, true, 1));
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
+        let pager = config.pager;
+        assert_eq!((pager.store_limit_bytes, pager.swap_limit_bytes), (256 << 20, 2 << 30));
+        assert_eq!((pager.codec, pager.eviction), (Codec::Zstd, Some(EvictionMethod::Copy)));
+        assert_eq!((pager.reclaim_cpu_percent, pager.swap_folder), (50, Some("/var/tmp".into())));
+    }
+
+    #[test]
+    fn paging_has_defaults() {
+        let options = RunOptions { kernel: Some("k".into()), memory: Some(Size::mebibytes(64)), ..Default::default() };
+        let config = options.clone().resolve().expect("valid");
+        assert_eq!((config.resident, config.pager.swap_folder, config.pager.eviction), (None, None, None));
+        assert_eq!((config.pager.store_limit_bytes, config.pager.swap_limit_bytes), (32 << 20, u64::MAX));
+        assert_eq!((config.pager.codec, config.pager.reclaim_cpu_percent), (Codec::Lz4, 100));
+        // A limit that is never reached is none, and no mistake.
+        RunOptions { resident: Some(Size::mebibytes(4096)), ..options }.resolve().expect("valid");
     }
 
     #[test]
@@ -331,6 +440,9 @@ mod tests {
             ("cpus = 1\nmemory = \"lots\"", "line 2: 'lots' is not a size"),
             ("disk = 7", "expected a string or a list of strings"),
             ("net = \"eth0\"", "tap=NAME"),
+            ("store-limit = \"110%\"", "0% to 100% of guest memory"),
+            ("store-limit = true", "a size or percentage"),
+            ("codec = \"gzip\"", "unknown variant `gzip`"),
             ("= = =", "line 1"),
         ] {
             let error = toml(text).expect_err(text);
@@ -349,6 +461,13 @@ mod tests {
             (RunOptions { memory: Some(Size { bytes: (8 << 20) + 1 }), ..options() }, "not a multiple of 4K"),
             (RunOptions { cpus: Some(0), ..options() }, "--cpus 0: 1 to 254"),
             (RunOptions { cpus: Some(255), ..options() }, "--cpus 255: 1 to 254"),
+            (RunOptions { resident: Some(Size::mebibytes(7)), ..options() }, "--resident 7M: at least 8M"),
+            (
+                RunOptions { swap_limit: Some(Size::mebibytes(7)), ..options() },
+                "--swap-limit 7M: there is no swap file",
+            ),
+            (RunOptions { reclaim_cpu: Some(0), ..options() }, "--reclaim-cpu 0: 1 to "),
+            (RunOptions { reclaim_cpu: Some(u32::MAX), ..options() }, "--reclaim-cpu 4294967295: 1 to "),
             (RunOptions { timeout: Some(0.0), ..options() }, "--timeout 0"),
             (RunOptions { timeout: Some(f64::NAN), ..options() }, "--timeout NaN"),
             (RunOptions { timeout: Some(1e19), ..options() }, "--timeout 1"),

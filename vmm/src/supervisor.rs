@@ -11,12 +11,14 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::cpu::vcpu;
+use crate::api::{ApiServer, ControlSocket, Controlled};
+use crate::cpu::vcpu::{self, RunningVcpu};
 use crate::device_loop::DeviceLoop;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::signals::Signals;
 use crate::terminal::{ConsoleInput, Watch};
+use crate::thread_id;
 use crate::verdict::{RunError, Verdict};
 
 /// How long a guest has to switch itself off after the power button was pressed.
@@ -31,6 +33,8 @@ pub struct Controls {
     pub input: Option<ConsoleInput>,
     /// How long the guest may run.
     pub timeout: Option<Duration>,
+    /// Where other programs look at the machine and control it.
+    pub socket: Option<ControlSocket>,
 }
 
 impl Machine {
@@ -38,10 +42,16 @@ impl Machine {
     ///
     /// # Errors
     /// [`RunError`]: the host failed, not the guest.
-    pub fn run(self, controls: Controls) -> Result<Outcome, RunError> {
+    pub fn run(self, mut controls: Controls) -> Result<Outcome, RunError> {
         let failed = |what| move |cause| RunError::Thread { what, cause };
         vcpu::install_kick_handler().map_err(failed("signal handler"))?;
         let power = Arc::clone(self.power());
+        let socket = controls.socket.take().map(|socket| (socket, self.controlled()));
+        let pager = Arc::clone(&self.pager);
+        pager.exempt_thread(thread_id::current());
+        if let Some(limit_bytes) = self.resident_limit_bytes {
+            pager.set_resident_limit(Some(limit_bytes))?;
+        }
         let supervisor = Supervisor {
             verdict: Arc::clone(&self.verdict),
             power,
@@ -53,7 +63,7 @@ impl Machine {
             stop_asked: false,
             input_watched: false,
         };
-        let devices = DeviceLoop::start(self.virtio, Arc::clone(&self.verdict))?;
+        let devices = DeviceLoop::start(self.virtio, Arc::clone(&self.verdict), Arc::clone(&pager))?;
         let mut running = Vec::with_capacity(self.vcpus.len());
         let mut started = Ok(());
         for vcpu in self.vcpus {
@@ -65,14 +75,40 @@ impl Machine {
                 }
             }
         }
-        let ending = started.and_then(|()| supervisor.supervise());
+        pager.set_vcpu_threads(running.iter().map(RunningVcpu::thread_id).collect());
+        // After the vCPUs, which it would keep waiting.
+        let mut api = None;
+        let ending = started
+            .and_then(|()| {
+                api = socket.map(|(socket, machine)| ApiServer::start(socket, machine)).transpose()?;
+                Ok(())
+            })
+            .and_then(|()| supervisor.supervise());
+        // First, so that nobody sets a new limit.
+        drop(api);
         // A vCPU may be waiting for someone to read the console.
         if let Some(output_cut) = self.output_cut {
             output_cut.cut();
         }
+        pager.release();
         vcpu::stop_all(running);
         devices.stop();
+        pager.shut_down();
         ending
+    }
+
+    /// What may be seen and done through the control socket.
+    fn controlled(&self) -> Controlled {
+        Controlled {
+            name: self.name.clone(),
+            cpus: self.vcpus.len(),
+            memory_bytes: self.ram().size_bytes(),
+            balloon: self.balloon().cloned(),
+            free_page_reporting: self.free_page_reporting,
+            power: Arc::clone(self.power()),
+            verdict: Arc::clone(&self.verdict),
+            pager: Arc::clone(&self.pager),
+        }
     }
 }
 

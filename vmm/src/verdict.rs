@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cistern_devices::request::GuestRequest;
+use cistern_memory::pager::PagerError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::outcome::Outcome;
@@ -20,6 +21,9 @@ pub enum RunError {
         /// What the kernel said.
         cause: io::Error,
     },
+    /// The limit on guest memory could not be set.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
     /// A thread could not be started or the event loop failed.
     #[error("{what}: {cause}")]
     Thread {

@@ -1,8 +1,8 @@
 //! The thread of one virtual CPU.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use vmm_sys_util::signal::{Killable, register_signal_handler};
 use super::fixup;
 use crate::bus::Bus;
 use crate::outcome::Outcome;
+use crate::thread_id;
 use crate::timeline::Timeline;
 use crate::verdict::{RunError, Verdict};
 
@@ -59,6 +60,7 @@ pub struct RunningVcpu {
     thread: JoinHandle<()>,
     // Set once, before the first kick; the kick's system calls order it for the vCPU thread.
     stop: Arc<AtomicBool>,
+    thread_id: Arc<OnceLock<i32>>,
 }
 
 impl Vcpu {
@@ -69,8 +71,12 @@ impl Vcpu {
     pub fn start(mut self) -> io::Result<RunningVcpu> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread_stop = Arc::clone(&stop);
+        let thread_id = Arc::new(OnceLock::new());
+        let told_thread_id = Arc::clone(&thread_id);
         let thread =
             thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_BYTES).spawn(move || {
+                // Nobody else sets it.
+                let _ = told_thread_id.set(thread_id::current());
                 if let Some(timeline) = self.timeline.take() {
                     timeline.mark("start threads");
                 }
@@ -81,7 +87,7 @@ impl Vcpu {
                     }
                 }
             })?;
-        Ok(RunningVcpu { thread, stop })
+        Ok(RunningVcpu { thread, stop, thread_id })
     }
 
     /// Enters the guest and serves the exit it comes back with. `Some` when there is no going on.
@@ -133,6 +139,11 @@ impl Vcpu {
 }
 
 impl RunningVcpu {
+    /// The kernel's number of the thread. Waits for the thread to have begun.
+    pub fn thread_id(&self) -> i32 {
+        *self.thread_id.wait()
+    }
+
     /// Asks the thread to stop. A kick that arrives just before the thread waits for something is lost: ask again.
     fn request_stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -168,8 +179,11 @@ mod tests {
         let (mut reader, writer) = pipe().expect("a pipe");
         let console = Arc::new(Mutex::new(()));
         let holds = Arc::new(Barrier::new(2));
-        let running =
-            |body: Box<dyn FnOnce() + Send>| RunningVcpu { thread: thread::spawn(body), stop: Arc::default() };
+        let running = |body: Box<dyn FnOnce() + Send>| RunningVcpu {
+            thread: thread::spawn(body),
+            stop: Arc::default(),
+            thread_id: Arc::default(),
+        };
         let (waiting_for, held) = (Arc::clone(&console), Arc::clone(&holds));
         let vcpus = vec![
             running(Box::new(move || {

@@ -127,6 +127,9 @@ impl Running {
         let mut child = command
             .args(["run", "--name", &format!("demo-{}", act.name), "--timeout", TIMEOUT_SECONDS])
             .args(["--memory", &act.memory.to_string(), "--cpus", &act.cpus.to_string()])
+            // Two demos at once have guests of the same names.
+            .arg("--api-sock")
+            .arg(kernel.with_file_name(format!("{}.sock", act.name)))
             .arg("--kernel")
             .arg(kernel)
             .args(["--cmdline", &format!("probe=\"{}\"", act.program)])

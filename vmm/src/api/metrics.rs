@@ -1,0 +1,178 @@
+//! The memory report as text for Prometheus (OpenMetrics 1.0).
+
+use std::fmt;
+
+use cistern_memory::pager::SourceStatistics;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::body::MemoryReport;
+
+/// What the text is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const NANOS_PER_SECOND: f64 = 1e9;
+
+/// The report as text.
+pub fn text(report: MemoryReport) -> String {
+    let mut registry = Registry::with_prefix("cistern");
+    registry.register_collector(Box::new(Snapshot(report)));
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("a string takes all text");
+    text
+}
+
+/// Metrics of one moment.
+#[derive(Debug)]
+struct Snapshot(MemoryReport);
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut families = Families(encoder);
+        let report = &self.0;
+        let pager = &report.pager;
+        families.gauge("armed", "1 when page faults are answered by the pager", u64::from(pager.armed))?;
+        if let Some(bytes) = pager.resident_limit_bytes {
+            families.gauge("resident_limit_bytes", "What resident and stored pages may cost the host", bytes)?;
+        }
+        families.gauge("charge_bytes", "What resident and stored pages cost the host", pager.charge_bytes)?;
+        families.gauge("ram_pages", "Pages of guest RAM", pager.ram_pages)?;
+        let pages = pager.pages;
+        families.gauges(
+            "pages",
+            "Pages by state",
+            "state",
+            &[
+                ("unknown", pages.unknown),
+                ("untouched", pages.untouched),
+                ("resident", pages.resident),
+                ("aside", pages.aside),
+                ("zero", pages.zero),
+                ("duplicate", pages.duplicate),
+                ("compressed", pages.compressed),
+                ("swapped", pages.swapped),
+                ("in_flight", pages.in_flight),
+            ],
+        )?;
+        families.gauge("incompressible_pages", "Resident pages that do not compress", pages.incompressible)?;
+        let compressed = pager.compressed;
+        families.gauge("compressed_input_bytes", "Bytes stored compressed, before compression", compressed.bytes_in)?;
+        families.gauge("compressed_held_bytes", "Memory of the compressed store", compressed.held_bytes)?;
+        families.gauge("compressed_limit_bytes", "What the compressed store may hold", compressed.limit_bytes)?;
+        families.gauge("duplicate_contents", "Different contents stored", pager.duplicates.contents)?;
+        families.gauge("duplicate_references", "Stored pages that refer to them", pager.duplicates.references)?;
+        families.gauge("duplicate_held_bytes", "Memory of the index of contents", pager.duplicates.held_bytes)?;
+        if let Some(swap) = &pager.swap {
+            families.gauge("swap_held_bytes", "Bytes in the swap file", swap.held_bytes)?;
+            families.gauge("swap_unavailable", "1 after a write failed", u64::from(swap.unavailable))?;
+            families.counter("swap_written_bytes", "Bytes written to the swap file", swap.written_bytes)?;
+            families.counter("swap_read_bytes", "Bytes read from the swap file", swap.read_bytes)?;
+        }
+        self.encode_refaults(&mut families)?;
+        let evictions = pager.evictions;
+        families.counters(
+            "evictions",
+            "Pages that left guest RAM, and what became of them",
+            "kind",
+            &[
+                ("aside", evictions.aside),
+                ("unmerged", evictions.unmerged),
+                ("zero", evictions.zero),
+                ("duplicate", evictions.duplicate),
+                ("compressed", evictions.compressed),
+                ("swapped", evictions.swapped),
+                ("written_back", evictions.written_back),
+                ("incompressible", evictions.incompressible),
+                ("overtaken", evictions.overtaken),
+                ("freed", evictions.freed),
+            ],
+        )?;
+        let failures = pager.failures;
+        families.counters(
+            "failures",
+            "What went wrong without losing a page",
+            "kind",
+            &[
+                ("busy", failures.busy),
+                ("eviction", failures.eviction),
+                ("retried", failures.retried),
+                ("store_full", failures.store_full),
+                ("swap_write", failures.swap_write),
+                ("over_limit_pages", failures.over_limit_pages),
+            ],
+        )?;
+        families.gauge("balloon_inflated_bytes", "Bytes in the guest's balloon", report.balloon_inflated_bytes)?;
+        families.counter("reported_bytes", "Bytes given back by free page reporting", report.reported_bytes)
+    }
+}
+
+impl Snapshot {
+    fn encode_refaults(&self, families: &mut Families) -> fmt::Result {
+        let refaults = &self.0.pager.refaults;
+        let sources = [
+            ("first_touch", &refaults.first_touch),
+            ("aside", &refaults.aside),
+            ("zero", &refaults.zero),
+            ("duplicate", &refaults.duplicate),
+            ("compressed", &refaults.compressed),
+            ("swapped", &refaults.swapped),
+        ];
+        let each = |value: fn(&SourceStatistics) -> u64| sources.map(|(name, source)| (name, value(source)));
+        families.counters("refaults", "Pages that a fault or pin asked for", "source", &each(|source| source.pages))?;
+        let around = each(|source| source.around_pages);
+        families.counters("refaults_around", "Pages brought along with them", "source", &around)?;
+        // Not a Prometheus histogram: its steps would have to be the same ones always.
+        let mut family = families.0.encode_descriptor(
+            "refault_latency_seconds",
+            "Time from reading a fault to the page being there",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (name, source) in sources {
+            let latency = &source.latency;
+            for (quantile, ns) in [("0.5", latency.p50_ns), ("0.99", latency.p99_ns), ("0.999", latency.p999_ns)] {
+                let labels = [("source", name), ("quantile", quantile)];
+                ConstGauge::new(ns as f64 / NANOS_PER_SECOND).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        families.counter("faults_joined", "Faults on pages that were on their way", refaults.joined)?;
+        families.counter("faults_waited", "Faults that waited because the limit was reached", refaults.waited)?;
+        families.counter("stall_nanoseconds", "Time from reading a fault to its answer, summed", refaults.stall_ns)
+    }
+}
+
+/// Writes one family after the other.
+struct Families<'a>(DescriptorEncoder<'a>);
+
+impl Families<'_> {
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(family)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        ConstCounter::new(value).encode(family)
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (member, value) in values {
+            ConstGauge::new(*value).encode(family.encode_family(&[(label, *member)])?)?;
+        }
+        Ok(())
+    }
+
+    fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(&str, u64)]) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (member, value) in values {
+            ConstCounter::new(*value).encode(family.encode_family(&[(label, *member)])?)?;
+        }
+        Ok(())
+    }
+}
