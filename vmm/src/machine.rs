@@ -14,7 +14,7 @@ use cistern_devices::pvpanic::{PVPANIC_PORT, Pvpanic};
 use cistern_devices::request::RequestSink;
 use cistern_devices::serial::{self, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, Serial};
 use cistern_devices::virtio::mmio::{BreakReport, MmioTransport};
-use cistern_memory::pager::{LostPage, Pager, PagerError};
+use cistern_memory::pager::{Pager, PagerError, PagerFailure};
 use cistern_memory::{Balloon, GuestRam, RamError, UserfaultSupport};
 use linux_loader::loader::load_cmdline;
 use vm_memory::GuestAddress;
@@ -154,7 +154,7 @@ impl Machine {
         timeline.mark("open devices");
         let ram = GuestRam::new(&ranges)?;
         timeline.mark("map RAM");
-        let pager = Pager::new(Arc::clone(&ram), config.pager.clone(), Box::new(end_on_lost_page))?;
+        let pager = Pager::new(Arc::clone(&ram), config.pager.clone(), Box::new(end_on_pager_failure))?;
         timeline.mark("make pager");
         let vm = Vm::new(&host, Arc::clone(&ram))?;
         timeline.mark("create VM");
@@ -274,9 +274,9 @@ impl Machine {
 }
 
 /// Says what is lost and ends the process as it stands.
-fn end_on_lost_page(page: &LostPage) {
+fn end_on_pager_failure(failure: &PagerFailure) {
     terminal::restore();
-    report::line(&page.to_string());
+    report::line(&failure.to_string());
     // SAFETY: it does not return. Nothing may be closed before the threads that wait for the page are gone: they would
     // wake to zeroes, and write them to the user's disks.
     unsafe { libc::_exit(i32::from(STATUS_ERROR)) }

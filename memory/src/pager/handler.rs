@@ -13,6 +13,7 @@ use crate::ram::PAGE_SIZE;
 use crate::store::codec::Decompressor;
 
 use super::PagerFailure;
+use super::affinity::Affinity;
 use super::config::EvictionMethod;
 use super::counters::Source;
 use super::credit::Growth;
@@ -32,6 +33,7 @@ pub(super) struct Handler {
     streams: Streams,
     batch: Batch,
     decompressor: Decompressor,
+    affinity: Affinity,
     /// Faults of a guest that may not grow, oldest first. Each is a thread that waits in the kernel: KVM has at most 64 a
     /// CPU (`ASYNC_PF_PER_VCPU`).
     waiting: VecDeque<(Fault, Instant)>,
@@ -51,6 +53,7 @@ impl Handler {
             streams: Streams::default(),
             batch: Batch::default(),
             decompressor: Decompressor::new(),
+            affinity: Affinity::new(),
             waiting: VecDeque::new(),
         }
     }
@@ -61,6 +64,7 @@ impl Handler {
         while !self.paged.is_stopping() {
             self.wait_for_events();
             self.paged.handler.clear();
+            self.affinity.follow(self.paged.vcpu_threads());
             loop {
                 // An error here is a descriptor that does not work: nobody would ever be answered.
                 if let Err(cause) = self.paged.kernel().port.read(&mut faults) {

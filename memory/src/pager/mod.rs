@@ -10,6 +10,7 @@
 //! stores, counters, hands, queues and wake-ups are leaves: none is held while another is taken, over I/O, or while
 //! somebody is waited for.
 
+mod affinity;
 mod arming;
 mod budget;
 mod config;
@@ -289,6 +290,11 @@ impl Pager {
     /// needed most, and is bounded by other means.
     pub fn exempt_thread(&self, thread: i32) {
         self.paged.exempt(thread);
+    }
+
+    /// The guest runs on these threads, named by their kernel ids: faults are answered near them.
+    pub fn set_vcpu_threads(&self, threads: Vec<i32>) {
+        self.paged.set_vcpu_threads(threads);
     }
 
     /// What was counted so far, and what is held now.

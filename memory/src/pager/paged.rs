@@ -48,6 +48,8 @@ pub(super) struct Paged {
     pub handler: Kick,
     /// Threads of this process whose faults never wait for the limit.
     exempt: Mutex<BTreeSet<i32>>,
+    /// The threads that the guest runs on.
+    vcpu_threads: OnceLock<Vec<i32>>,
     kernel: OnceLock<Kernel>,
     /// The VM is opened as soon as no page is out.
     // Written under the write lock of `arming` where it matters.
@@ -75,6 +77,7 @@ impl Paged {
             reclaim: Wake::default(),
             handler,
             exempt: Mutex::default(),
+            vcpu_threads: OnceLock::new(),
             kernel: OnceLock::new(),
             may_open: AtomicBool::new(false),
             arming: RwLock::default(),
@@ -116,6 +119,15 @@ impl Paged {
 
     pub fn is_exempt(&self, thread: i32) -> bool {
         self.exempt.lock().unwrap_or_else(PoisonError::into_inner).contains(&thread)
+    }
+
+    /// The guest runs on these threads; the first call counts.
+    pub fn set_vcpu_threads(&self, threads: Vec<i32>) {
+        let _ = self.vcpu_threads.set(threads);
+    }
+
+    pub fn vcpu_threads(&self) -> &[i32] {
+        self.vcpu_threads.get().map_or(&[], Vec::as_slice)
     }
 
     /// What a page that arrives now is stamped with: it orders pages by how many have come since.
