@@ -48,6 +48,8 @@ pub(super) struct Workbench {
     compressor: Compressor,
     pub decompressor: Decompressor,
     page: Box<AlignedPage>,
+    /// Room for pages that are written back, kept so that it is not allocated each time.
+    old: Vec<AlignedPage>,
 }
 
 impl Workbench {
@@ -56,6 +58,7 @@ impl Workbench {
             compressor: Compressor::new(config.codec, config.compressed_limit_bytes)?,
             decompressor: Decompressor::new(),
             page: Box::default(),
+            old: Vec::new(),
         })
     }
 }
@@ -242,36 +245,39 @@ impl Homes {
 
     /// Reads blocks of the compressed store that are to go to the swap file; each content keeps a reference until
     /// [`Homes::write_back`]. Blocks that are gone meanwhile are left out.
-    pub fn take_old(&self, blocks: &[OldBlock], bench: &mut Workbench) -> Vec<OldPage> {
-        blocks.iter().filter_map(|block| self.take_one(*block, bench)).collect()
+    pub fn take_old(&self, blocks: &[OldBlock], bench: &mut Workbench) -> OldPages {
+        let mut old = OldPages { pages: std::mem::take(&mut bench.old), contents: Vec::with_capacity(blocks.len()) };
+        for block in blocks {
+            let next = old.contents.len();
+            if next == old.pages.len() {
+                old.pages.push(AlignedPage::default());
+            }
+            old.contents.extend(self.take_one(*block, &mut bench.decompressor, &mut old.pages[next].0));
+        }
+        old
     }
 
-    fn take_one(&self, block: OldBlock, bench: &mut Workbench) -> Option<OldPage> {
-        let mut page = AlignedPage::default();
-        self.compressed.read(block.handle, &mut bench.decompressor, &mut page.0).ok()?;
-        let candidate = self.index.acquire(self.index.hash(&page.0))?;
+    fn take_one(&self, block: OldBlock, decompressor: &mut Decompressor, page: &mut Page) -> Option<OldContent> {
+        self.compressed.read(block.handle, decompressor, page).ok()?;
+        let candidate = self.index.acquire(self.index.hash(page))?;
         if candidate.home != Home::Compressed(block.handle) {
             self.let_go(candidate.share);
             return None;
         }
-        Some(OldPage { page, share: candidate.share, handle: block.handle, gfn: block.owner.into() })
+        Some(OldContent { share: candidate.share, handle: block.handle, gfn: block.owner.into() })
     }
 
     /// Writes old pages to the swap file and removes them from the compressed store. `moved` is told of each that has
     /// moved: the page that was stored first with it, its old place and its new one. Returns how many those were.
-    pub fn write_back(
-        &self,
-        pages: &[OldPage],
-        mut moved: impl FnMut(u64, Stored, Stored),
-    ) -> (usize, Option<SwapError>) {
-        let contents: Vec<&Page> = pages.iter().map(|old| &old.page.0).collect();
+    pub fn write_back(&self, old: &OldPages, mut moved: impl FnMut(u64, Stored, Stored)) -> (usize, Option<SwapError>) {
+        let contents: Vec<&Page> = old.pages.iter().take(old.contents.len()).map(|page| &page.0).collect();
         let (slots, cause) = match self.swap.as_ref().map(|swap| swap.write(&contents)) {
             Some(Ok(slots)) => (slots, None),
             Some(Err(WriteError { written, cause, .. })) => (written, Some(cause)),
             None => (Vec::new(), Some(SwapError::Unavailable)),
         };
         let mut count = 0;
-        for (old, slot) in pages.iter().zip(slots) {
+        for (old, slot) in old.contents.iter().zip(slots) {
             let to = Home::Swapped(slot.index());
             if self.index.relocate(old.share, Home::Compressed(old.handle), to) == Ok(true) {
                 let _ = self.compressed.remove(old.handle);
@@ -283,15 +289,32 @@ impl Homes {
             }
         }
         // Not before the end: until then the contents could not go away under the write.
-        pages.iter().for_each(|old| self.let_go(old.share));
+        old.contents.iter().for_each(|old| self.let_go(old.share));
         (count, cause)
     }
 }
 
-/// A page on its way from the compressed store to the swap file.
-pub(super) struct OldPage {
-    page: AlignedPage,
+/// Pages on their way from the compressed store to the swap file.
+pub(super) struct OldPages {
+    /// Their content, and room for more.
+    pages: Vec<AlignedPage>,
+    contents: Vec<OldContent>,
+}
+
+impl OldPages {
+    pub fn is_empty(&self) -> bool {
+        self.contents.is_empty()
+    }
+
+    /// Gives the room back to the workbench it is from.
+    pub fn put_away(self, bench: &mut Workbench) {
+        bench.old = self.pages;
+    }
+}
+
+struct OldContent {
     share: ShareId,
     handle: Handle,
+    /// The page that was stored first with this content; others may share it, or have taken it over.
     gfn: u64,
 }

@@ -5,6 +5,9 @@ use crate::ram::PAGE_SIZE;
 /// Pages of slack below the limit, at least and at most: what a guest can grow by without waiting.
 const SLACK_PAGES: std::ops::RangeInclusive<u64> = 64..=2048;
 
+/// One page in so many is kept aside.
+const RESERVE_PART: u64 = 16;
+
 /// What a decision is made from. Sizes in bytes or pages as named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View {
@@ -25,6 +28,8 @@ pub(super) struct Plan {
     pub aside_pages: u64,
     /// Pages to store from aside.
     pub store_pages: u64,
+    /// Pages to leave aside, if there are others to be had.
+    pub reserve_pages: u64,
 }
 
 impl Plan {
@@ -35,8 +40,8 @@ impl Plan {
 }
 
 impl View {
-    /// Slack is kept free: eviction starts when half of it is used and goes on until it is whole. A sixteenth of what is
-    /// resident is kept aside beyond that, where a page that is still in use gets its second chance.
+    /// Slack is kept free: eviction starts when half of it is used and goes on until it is whole. A part of what is resident
+    /// is kept aside beyond that, where a page that is still in use gets its second chance.
     pub fn plan(&self) -> Plan {
         let Some(limit_bytes) = self.limit_bytes else { return Plan::default() };
         let slack_bytes = (limit_bytes / 64 / PAGE_SIZE).clamp(*SLACK_PAGES.start(), *SLACK_PAGES.end()) * PAGE_SIZE;
@@ -45,8 +50,9 @@ impl View {
         }
         let over_bytes = self.charge_bytes - limit_bytes.saturating_sub(slack_bytes);
         let store_pages = over_bytes.div_ceil(PAGE_SIZE);
-        let aside_pages = (self.resident_pages / 16 + store_pages).saturating_sub(self.aside_pages);
-        Plan { aside_pages: aside_pages.min(self.resident_pages), store_pages }
+        let reserve_pages = self.resident_pages / RESERVE_PART;
+        let aside_pages = (reserve_pages + store_pages).saturating_sub(self.aside_pages).min(self.resident_pages);
+        Plan { aside_pages, store_pages, reserve_pages }
     }
 }
 

@@ -25,6 +25,12 @@ const FRUITLESS_ROUNDS: u64 = 2;
 /// Rounds after which pages that cannot be protected are tried again, written to or not.
 const FORGET_ROUNDS: u64 = 64;
 
+/// Pages moved, and pages stored, before a decision is looked at again.
+const PAGES_PER_STEP: u64 = 4 * STEP_PAGES;
+
+/// How often a hand goes on in a step, whatever comes of it.
+const LOOKS_PER_STEP: u32 = 16;
+
 /// Slabs tidied between two steps.
 const TIDY_SLABS: usize = 4;
 
@@ -94,20 +100,23 @@ impl Reclaimer {
         let fruitless = round.saturating_sub(self.lock().fruitful_round);
         // Pages that came during the last half of a round are passed over, unless there are no others.
         let least_age_pages = if fruitless <= 1 { view.resident_pages / 2 } else { 0 };
-        let mut moved = 0;
-        let mut steps = 0;
-        while moved < plan.aside_pages.min(STEP_PAGES) && steps < 16 {
+        let wanted = plan.aside_pages.min(PAGES_PER_STEP);
+        let (mut moved, mut looks) = (0, 0);
+        while moved < wanted && looks < LOOKS_PER_STEP {
             let gfns = self.lock().hands.next_to_evict();
             moved += self.paged.move_aside(gfns, least_age_pages, &mut self.bench);
-            steps += 1;
+            looks += 1;
         }
-        let mut outcome = StoreOutcome::default();
-        let mut steps = 0;
-        while outcome.stored < plan.store_pages.min(4 * STEP_PAGES) && steps < 16 {
+        // What is aside has its time there as long as there are others to store.
+        let aside_pages = self.paged.view().aside_pages;
+        let spare_pages = if moved < wanted { aside_pages } else { aside_pages.saturating_sub(plan.reserve_pages) };
+        let wanted = plan.store_pages.min(spare_pages).min(PAGES_PER_STEP);
+        let (mut outcome, mut looks) = (StoreOutcome::default(), 0);
+        while outcome.stored < wanted && looks < LOOKS_PER_STEP {
             let Some(gfns) = self.lock().hands.next_to_store() else { break };
             self.storer.store(&self.paged, gfns, &mut self.bench);
             outcome = self.storer.gathered();
-            steps += 1;
+            looks += 1;
         }
         let outcome = self.storer.finish(&self.paged, &mut self.bench);
         self.paged.homes.compressed.tidy(TIDY_SLABS);

@@ -170,16 +170,18 @@ impl Storer {
     /// how many went.
     pub fn write_back(paged: &Paged, count: usize, by_seconds: u64, bench: &mut Workbench) -> u64 {
         let blocks = paged.homes.compressed.oldest(count, by_seconds);
-        let pages = paged.homes.take_old(&blocks, bench);
-        if pages.is_empty() {
+        let old = paged.homes.take_old(&blocks, bench);
+        if old.is_empty() {
+            old.put_away(bench);
             return 0;
         }
-        let (moved, cause) = paged.homes.write_back(&pages, |gfn, from, to| {
+        let (moved, cause) = paged.homes.write_back(&old, |gfn, from, to| {
             relabel(paged, gfn, from, to, bench);
         });
         if cause.is_some() {
             paged.counters.swap_write_failed.add(1);
         }
+        old.put_away(bench);
         paged.counters.written_back.add(moved as u64);
         moved as u64
     }
