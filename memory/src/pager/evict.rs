@@ -56,8 +56,10 @@ impl Paged {
     fn move_out(&self, mut run: Run<Evicting>, bench: &mut Workbench) -> u64 {
         let Kernel { frames, port, .. } = self.kernel();
         let (mut moved, mut attempts, mut unmerged) = (0, 0, None);
+        // Moved in one call: all, unless a border between two mappings is in the way.
+        let mut together = run.pages();
         while run.pages() > 0 {
-            let gfns = run.gfns();
+            let gfns = run.gfns().start..run.gfns().end.min(run.gfns().start + together);
             let progress =
                 port.move_pages(frames.side_address(gfns.start), frames.ram_address(gfns.start), bytes(&gfns));
             let rest = run.split_off(progress.bytes / PAGE_SIZE);
@@ -68,7 +70,10 @@ impl Paged {
                 self.after_out(after, bench);
             }
             run = rest;
-            let Some(cause) = progress.cause else { continue };
+            let Some(cause) = progress.cause else {
+                together *= 2;
+                continue;
+            };
             if progress.bytes > 0 {
                 attempts = 0;
                 continue;
@@ -77,6 +82,7 @@ impl Paged {
             attempts += 1;
             match cause.raw_os_error() {
                 Some(libc::EAGAIN) if attempts < ATTEMPTS => self.counters.retried.add(1),
+                Some(libc::EINVAL) if together > 1 => together /= 2,
                 // A merged page is unmerged by a write that changes nothing. It is there, so this raises no fault.
                 Some(libc::EBUSY) if unmerged != Some(gfn) => {
                     unmerged = Some(gfn);

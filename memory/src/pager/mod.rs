@@ -177,7 +177,8 @@ impl Pager {
     }
 
     /// Limits what resident and stored pages may cost the host, and arms the VM; `None` lifts the limit, and the VM is
-    /// opened again when no page is out. Under a limit with a swap file the compressed store takes at most half of it.
+    /// opened again when no page is out. Under a limit with a swap file the compressed store takes at most three quarters of it:
+    /// what is left is for pages in use.
     ///
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed; the limit is unchanged then.
@@ -188,7 +189,7 @@ impl Pager {
         }
         let paged = &self.paged;
         let store_limit_bytes = match limit_bytes {
-            Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(bytes / 2),
+            Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(bytes / 4 * 3),
             _ => paged.config.store_limit_bytes,
         };
         paged.homes.compressed.set_limit_bytes(store_limit_bytes);

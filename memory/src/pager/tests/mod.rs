@@ -5,6 +5,7 @@
 mod faults;
 mod life;
 mod limit;
+mod merged;
 mod storm;
 
 use std::path::PathBuf;
