@@ -113,7 +113,7 @@ impl Disk {
         if bytes < SECTOR_BYTES {
             return Err(BlockError::Empty { path });
         }
-        let direct = match direct.then(|| Direct::open(&file, read_only, bytes)).transpose() {
+        let direct = match direct.then(|| Direct::open(&file, read_only)).transpose() {
             Ok(direct) => direct,
             Err(cause) if matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
                 return Err(BlockError::NoDirect { path });
