@@ -53,14 +53,14 @@ pub use statistics::{
 use crate::page_table::{PageTable, PageTableError, PinNext, RefaultNext, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::{CodecError, Decompressor};
-use crate::store::swap::{OpenError, SwapFile};
+use crate::store::swap::OpenError;
 use crate::userfault::UserfaultError;
 
 use descriptor::{Descriptor, FaultPort};
 use fetcher::{Fetcher, Queue};
 use handler::Handler;
 use hands::Hands;
-use homes::{Homes, Workbench};
+use homes::{Homes, Swap, Workbench};
 use paged::{Kernel, Paged, source_of};
 use reclaimer::{Progress, Reclaimer};
 use signal::Kick;
@@ -163,7 +163,7 @@ impl Pager {
     /// [`PagerError::Swap`] and [`PagerError::PageTable`].
     pub fn new(ram: Arc<GuestRam>, config: PagerConfig, on_failure: OnFailure) -> Result<Arc<Self>, PagerError> {
         let swap = match &config.swap_folder {
-            Some(folder) => Some(SwapFile::open(folder, config.swap_limit_bytes)?),
+            Some(folder) => Some(Swap::open_through(folder, config.swap_limit_bytes, From::from)?),
             None => None,
         };
         let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
@@ -324,7 +324,7 @@ impl Pager {
             },
             compressed: paged.homes.compressed.statistics(),
             duplicates: paged.homes.index.statistics(),
-            swap: paged.homes.swap.as_ref().map(SwapFile::statistics),
+            swap: paged.homes.swap.as_ref().map(Swap::statistics),
             refaults: paged.counters.refaults(),
             evictions: paged.counters.evictions(),
             failures: paged.counters.failures(),
