@@ -112,7 +112,10 @@ impl Paged {
     }
 
     fn unmerge(&self, gfn: u64) -> io::Result<()> {
-        let address = self.kernel().frames.ram_address(gfn);
+        let Kernel { frames, port, .. } = self.kernel();
+        let address = frames.ram_address(gfn);
+        // It may still be protected from a time when it was marked: then this thread's write would wait for this thread.
+        port.unprotect(address, PAGE_SIZE)?;
         // SAFETY: the page lies in the mapping of guest RAM; making it private and writable changes no content.
         let result =
             unsafe { libc::madvise(address as *mut libc::c_void, PAGE_SIZE as usize, libc::MADV_POPULATE_WRITE) };
