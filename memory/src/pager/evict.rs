@@ -201,12 +201,11 @@ impl Paged {
     fn give_up_copy(&self, claim: Claim<Copying>) {
         let Kernel { frames, port, .. } = self.kernel();
         let gfn = claim.gfn();
-        while let Err(cause) = port.unprotect(frames.ram_address(gfn), PAGE_SIZE) {
-            // A page that is not there any more has no protection.
-            if cause.raw_os_error() != Some(libc::EAGAIN) {
-                break;
-            }
+        // Tried until it is done, whatever the kernel says: nobody else takes it off, and a writer would fault for ever. Of
+        // a page that is not there any more it costs nothing.
+        while port.unprotect(frames.ram_address(gfn), PAGE_SIZE).is_err() && !self.is_stopping() {
             self.counters.retried.add(1);
+            std::thread::yield_now();
         }
         let after = self.table.abort_copy(claim).expect("the claim is of this table");
         self.after_in(gfn, after);
