@@ -6,9 +6,6 @@ use super::port::{Call, Plan, PortFault};
 use super::storm::{PAGES, check_emptied, storm, touches};
 use super::*;
 
-/// What passes at once on a machine that is not stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// An armed guest whose pager asks a faulty kernel.
 fn guest(pages: u64, config: PagerConfig) -> (Guest, Arc<Plan>) {
     let (guest, plan) = (Guest::new(&[0..pages * PAGE_SIZE], config), Arc::new(Plan::default()));
@@ -25,7 +22,7 @@ fn filled_guest(pages: u64, config: PagerConfig) -> (Guest, Arc<Plan>) {
 
 #[track_caller]
 fn check_pages(guest: &Guest, gfns: Range<u64>) {
-    guest.in_time(PATIENCE, || gfns.for_each(|gfn| assert!(guest.read(gfn) == page_of(gfn, 0), "page {gfn:#x}")));
+    guest.soon(|| gfns.for_each(|gfn| assert!(guest.read(gfn) == page_of(gfn, 0), "page {gfn:#x}")));
     guest.check_no_failure();
 }
 
@@ -58,7 +55,7 @@ fn a_call_that_fails_is_tried_again() {
             // From nowhere, from aside, from each store.
             let (guest, plan) = guest(256, with_swap(method));
             plan.order(Call::Copy, [PortFault::Errno(errno); 5]);
-            guest.in_time(PATIENCE, || guest.write(0, &page_of(0, 0)));
+            guest.soon(|| guest.write(0, &page_of(0, 0)));
             (1..256).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0)));
             assert_eq!(guest.evict(0..256), 256);
             plan.order(back, [PortFault::Errno(errno); 5]);
@@ -87,7 +84,7 @@ fn a_call_that_stops_half_way_goes_on_there() {
                 [PortFault::Partial(5, errno), PortFault::Partial(3, errno), PortFault::Errno(errno)],
             );
             // A first touch brings sixteen pages.
-            guest.in_time(PATIENCE, || guest.write(7, &page_of(7, 0)));
+            guest.soon(|| guest.write(7, &page_of(7, 0)));
             assert_eq!((guest.at_rest().pages.resident, plan.ordered(Call::Copy)), (16, 0));
             (0..256).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0)));
             let (out, back) = match method {
@@ -141,7 +138,7 @@ fn pages_that_cannot_leave_stay() {
             let (guest, plan) = filled_guest(64, with_swap(method));
             let out = if method == EvictionMethod::Move { Call::Move } else { Call::Protect };
             plan.order(out, [PortFault::Errno(errno); 4096]);
-            guest.in_time(PATIENCE, || assert_eq!(guest.evict(0..64), 0, "{method:?}: {errno}"));
+            guest.soon(|| assert_eq!(guest.evict(0..64), 0, "{method:?}: {errno}"));
             let statistics = guest.at_rest();
             assert_eq!((statistics.pages.resident, statistics.pages.aside), (64, 0), "{method:?}: {errno}");
             let failures = statistics.failures;
@@ -160,7 +157,7 @@ fn without_memory_the_guest_waits_and_goes_on_later() {
         let (guest, plan) = guest(64, with_swap(method));
         let waits = |call, gfn, expected: &Page| {
             plan.order(call, repeat_n(PortFault::Errno(libc::ENOMEM), 100_000));
-            guest.in_time(PATIENCE, || {
+            guest.soon(|| {
                 thread::scope(|scope| {
                     let reader = scope.spawn(|| guest.read(gfn));
                     thread::sleep(Duration::from_millis(100));
@@ -189,7 +186,7 @@ fn a_protection_that_stayed_holds_no_writer() {
         let (guest, plan) = filled_guest(64, with_swap(EvictionMethod::Copy));
         plan.order(Call::Protect, [PortFault::Partial(32, libc::ENOMEM)]);
         plan.order(Call::Unprotect, [PortFault::Errno(errno); 40]);
-        guest.in_time(PATIENCE, || {
+        guest.soon(|| {
             assert_eq!(guest.evict(0..64), 0);
             (0..64).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0)));
         });
@@ -209,7 +206,7 @@ fn a_page_that_is_protected_and_busy_does_not_stop_its_evictor() {
     // As when the swap file can be written again: marks go, protections stay until somebody writes.
     guest.pager.paged.kernel().marks.clear();
     plan.order(Call::Move, [PortFault::Errno(libc::EBUSY)]);
-    guest.in_time(PATIENCE, || assert_eq!(guest.evict(0..64), 16));
+    guest.soon(|| assert_eq!(guest.evict(0..64), 16));
     check_pages(&guest, 0..64);
 }
 
@@ -247,9 +244,9 @@ fn a_vm_that_cannot_be_unregistered_goes_on() {
         guest.pager.set_resident_limit(None).unwrap();
         guest.wait_until("open", |statistics| !statistics.armed);
         // Some pages were found not worth storing, and are protected where that is how a write to them is noticed.
-        guest.in_time(PATIENCE, || (0..256).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0))));
+        guest.soon(|| (0..256).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0))));
         guest.ram.discard(0, 64 * PAGE_SIZE).unwrap();
-        guest.in_time(PATIENCE, || (0..64).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0))));
+        guest.soon(|| (0..64).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0))));
         plan.cancel(Call::Unregister);
         guest.pager.arm().unwrap();
         check_pages(&guest, 0..256);

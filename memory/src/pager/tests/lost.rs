@@ -154,7 +154,7 @@ fn loses() {
             plan.order(Call::Protect, [PortFault::Panic]);
             guest.pager.set_resident_limit(Some(MIB / 4)).unwrap();
             // It waits for room that nobody makes.
-            (200..256).for_each(|gfn| guest.write(gfn, &page_of(3, gfn)));
+            guest.soon(|| (200..256).for_each(|gfn| guest.write(gfn, &page_of(3, gfn))));
             exit(STATUS_ANSWERED);
         }
     };
@@ -171,7 +171,7 @@ fn loses() {
         }
         ANSWERED.store(true, Ordering::SeqCst);
     });
-    drop(reader.join());
+    guest.soon(|| drop(reader.join()));
     // Whoever failed may still be looking.
     thread::sleep(2 * LOOK);
     exit(STATUS_UNHARMED);

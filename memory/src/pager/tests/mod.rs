@@ -118,13 +118,19 @@ impl Guest {
             scope.spawn(move || {
                 if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                     // Not by a macro: the harness keeps what those print until the test ends.
-                    let _ = writeln!(io::stderr(), "a thread hangs: {:#?}", self.pager.statistics());
+                    let failures = self.failures.lock().unwrap();
+                    let _ = writeln!(io::stderr(), "a thread hangs: {failures:?}, {:#?}", self.pager.statistics());
                     std::process::abort();
                 }
             });
             let _end = end;
             body()
         })
+    }
+
+    /// What passes at once on a machine that is not stuck.
+    fn soon<R>(&self, body: impl FnOnce() -> R) -> R {
+        self.in_time(Duration::from_secs(60), body)
     }
 
     #[track_caller]
