@@ -86,13 +86,20 @@ impl Paged {
 
     fn copy_pages(&self, gfns: Range<u64>, from: *const u8, may_exist: bool) -> Result<(), PagerFailure> {
         let Kernel { frames, port, .. } = self.kernel();
-        let (mut next, mut attempts) = (gfns.start, 0);
+        let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
         while next < gfns.end {
             let offset = (next - gfns.start) as usize * PAGE_BYTES;
-            let progress =
-                port.copy(frames.ram_address(next), from.wrapping_add(offset), (gfns.end - next) * PAGE_SIZE);
+            let pages = together.min(gfns.end - next);
+            let progress = port.copy(frames.ram_address(next), from.wrapping_add(offset), pages * PAGE_SIZE);
             next += progress.bytes / PAGE_SIZE;
-            let Some(cause) = progress.cause else { continue };
+            let Some(cause) = progress.cause else {
+                together *= 2;
+                continue;
+            };
+            if crosses_border(&cause, pages) {
+                together = pages / 2;
+                continue;
+            }
             if progress.bytes > 0 {
                 attempts = 0;
                 continue;
@@ -116,12 +123,19 @@ impl Paged {
     /// Moves pages back from aside.
     fn move_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
         let Kernel { frames, port, .. } = self.kernel();
-        let (mut next, mut attempts) = (gfns.start, 0);
+        let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
         while next < gfns.end {
-            let progress =
-                port.move_pages(frames.ram_address(next), frames.side_address(next), (gfns.end - next) * PAGE_SIZE);
+            let pages = together.min(gfns.end - next);
+            let progress = port.move_pages(frames.ram_address(next), frames.side_address(next), pages * PAGE_SIZE);
             next += progress.bytes / PAGE_SIZE;
-            let Some(cause) = progress.cause else { continue };
+            let Some(cause) = progress.cause else {
+                together *= 2;
+                continue;
+            };
+            if crosses_border(&cause, pages) {
+                together = pages / 2;
+                continue;
+            }
             if progress.bytes > 0 {
                 attempts = 0;
                 continue;
@@ -165,6 +179,12 @@ impl Paged {
         }
         Remedy::Again
     }
+}
+
+/// Whether a call may have failed because its range crosses a border between mappings, which advice on a part of guest RAM
+/// makes: then nothing was done, and a part of the range fares better.
+fn crosses_border(cause: &io::Error, pages: u64) -> bool {
+    pages > 1 && matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
 }
 
 fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {

@@ -51,7 +51,11 @@ impl Guest {
         let pager = Pager::new(
             Arc::clone(&ram),
             config,
-            Box::new(move |failure| seen.lock().unwrap().push(failure.to_string())),
+            Box::new(move |failure| {
+                // The thread whose page it is waits for ever: this says why.
+                eprintln!("{failure}");
+                seen.lock().unwrap().push(failure.to_string());
+            }),
         );
         Self { ram, pager: pager.unwrap(), failures }
     }
