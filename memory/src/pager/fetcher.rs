@@ -56,19 +56,18 @@ impl Queue {
 /// One reader.
 pub(super) struct Fetcher {
     paged: Arc<Paged>,
-    queue: Arc<Queue>,
     batch: Batch,
     decompressor: Decompressor,
 }
 
 impl Fetcher {
-    pub fn new(paged: Arc<Paged>, queue: Arc<Queue>) -> Self {
-        Self { paged, queue, batch: Batch::default(), decompressor: Decompressor::new() }
+    pub fn new(paged: Arc<Paged>) -> Self {
+        Self { paged, batch: Batch::default(), decompressor: Decompressor::new() }
     }
 
     /// Works until the queue is closed.
     pub fn run(mut self) {
-        while let Some(job) = self.queue.pop() {
+        while let Some(job) = self.paged.readers.pop() {
             if let Err(failure) = self.fetch(job) {
                 self.paged.fail(&failure);
             }

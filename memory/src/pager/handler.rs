@@ -18,7 +18,7 @@ use super::config::EvictionMethod;
 use super::counters::Source;
 use super::credit::Growth;
 use super::descriptor::Fault;
-use super::fetcher::{Job, Queue, needs_reader};
+use super::fetcher::{Job, needs_reader};
 use super::paged::{Kernel, Paged, source_of};
 use super::refault::Batch;
 use super::streams::Streams;
@@ -29,7 +29,6 @@ pub(super) const CLUSTER_PAGES: u64 = 16;
 /// The fault handler of one VM.
 pub(super) struct Handler {
     paged: Arc<Paged>,
-    readers: Arc<Queue>,
     streams: Streams,
     batch: Batch,
     decompressor: Decompressor,
@@ -46,10 +45,9 @@ enum Answer {
 }
 
 impl Handler {
-    pub fn new(paged: Arc<Paged>, readers: Arc<Queue>) -> Self {
+    pub fn new(paged: Arc<Paged>) -> Self {
         Self {
             paged,
-            readers,
             streams: Streams::default(),
             batch: Batch::default(),
             decompressor: Decompressor::new(),
@@ -223,7 +221,7 @@ impl Handler {
         };
         if !to_read.is_empty() {
             let asked = (to_read[0].gfn() == gfn).then_some((gfn, since));
-            self.readers.push(Job { claims: to_read, asked });
+            paged.readers.push(Job { claims: to_read, asked });
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::config::{EvictionMethod, PagerConfig};
 use super::counters::{Counters, Source};
 use super::credit::Credit;
 use super::descriptor::FaultPort;
+use super::fetcher::Queue;
 use super::frames::Frames;
 use super::homes::{Homes, Workbench};
 use super::marks::Marks;
@@ -42,6 +43,8 @@ pub(super) struct Paged {
     pub counters: Counters,
     pub credit: Credit,
     pub waits: Waits,
+    /// What the readers of the swap file have to do.
+    pub readers: Queue,
     /// Wakes the reclaimers.
     pub reclaim: Wake,
     /// Wakes the fault handler, which waits for the kernel as well.
@@ -74,6 +77,7 @@ impl Paged {
             counters: Counters::new(),
             credit: Credit::default(),
             waits: Waits::default(),
+            readers: Queue::default(),
             reclaim: Wake::default(),
             handler,
             exempt: Mutex::default(),

@@ -24,10 +24,14 @@ pub struct PagerStatistics {
     pub pages: PageCounts,
     /// The compressed store.
     pub compressed: CompressedStatistics,
+    /// Memory it holds for each byte stored; `None` when nothing is.
+    pub compressed_ratio: Option<f64>,
     /// Contents shared by several stored pages.
     pub duplicates: DuplicateStatistics,
     /// The swap file, if there is one.
     pub swap: Option<SwapStatistics>,
+    /// Bytes of the disk it holds for each byte stored; `None` when nothing is.
+    pub swap_ratio: Option<f64>,
     /// Pages that came into guest RAM.
     pub refaults: RefaultStatistics,
     /// Pages that left it.
