@@ -10,8 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use crate::mapping::MappingError;
 use crate::page_table::State;
-use crate::ram::{GuestRam, PAGE_SIZE, RamError};
+use crate::ram::{GuestRam, PAGE_SIZE};
 use crate::userfault::{UserfaultError, UserfaultSupport};
 
 use super::PagerError;
@@ -70,7 +71,7 @@ impl Paged {
         // A huge page would hold memory of pages that have left, and khugepaged fill holes. Kernels without huge pages
         // refuse this, and need it not.
         match mapping.advise("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE) {
-            Ok(()) | Err(RamError::Advise { .. }) => {}
+            Ok(()) | Err(MappingError::Advise { .. }) => {}
             Err(other) => return Err(other.into()),
         }
         port.register(mapping).map_err(|cause| UserfaultError::Register { cause })?;

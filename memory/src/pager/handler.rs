@@ -18,8 +18,9 @@ use super::config::EvictionMethod;
 use super::counters::Source;
 use super::credit::Growth;
 use super::descriptor::Fault;
-use super::fetcher::{Job, needs_reader};
+use super::fetcher::needs_reader;
 use super::paged::{Kernel, Paged, source_of};
+use super::reads::Job;
 use super::refault::Batch;
 use super::streams::Streams;
 

@@ -27,6 +27,7 @@ mod marks;
 mod paged;
 mod pinning;
 mod plan;
+mod reads;
 mod reclaimer;
 mod refault;
 mod signal;
@@ -51,6 +52,7 @@ pub use statistics::{
     RefaultStatistics, SourceStatistics,
 };
 
+use crate::mapping::MappingError;
 use crate::page_table::{PageTable, PageTableError, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
@@ -81,7 +83,7 @@ pub enum PagerError {
     PageTable(#[from] PageTableError),
     /// No address space for the side mapping.
     #[error(transparent)]
-    Ram(#[from] RamError),
+    Mapping(#[from] MappingError),
     /// The codec cannot be set up.
     #[error(transparent)]
     Codec(#[from] CodecError),

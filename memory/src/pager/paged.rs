@@ -14,11 +14,11 @@ use super::config::{EvictionMethod, PagerConfig};
 use super::counters::{Counters, Source};
 use super::credit::Credit;
 use super::descriptor::FaultPort;
-use super::fetcher::Queue;
 use super::frames::Frames;
 use super::homes::{Homes, Workbench};
 use super::marks::Marks;
 use super::plan::View;
+use super::reads::Queue;
 use super::signal::{Kick, Wake};
 use super::waits::Waits;
 use super::{OnFailure, PagerFailure};
@@ -266,15 +266,15 @@ impl Paged {
         let Kernel { frames, marks, .. } = self.kernel();
         marks.remove_all(gfns.clone());
         let dropped = match from {
-            Place::Unknown | Place::Resident => frames.drop_ram(gfns),
-            Place::Aside => frames.drop_side(gfns),
+            Place::Unknown | Place::Resident => frames.drop_ram(gfns).is_ok(),
+            Place::Aside => frames.drop_side(gfns).is_ok(),
             Place::Stored(stored) => {
                 gfns.clone().for_each(|_| self.homes.release(stored));
-                Ok(())
+                true
             }
-            Place::Untouched => Ok(()),
+            Place::Untouched => true,
         };
-        if dropped.is_err() {
+        if !dropped {
             self.counters.eviction_failed.add(gfns.end - gfns.start);
         }
         self.counters.freed.add(gfns.end - gfns.start);

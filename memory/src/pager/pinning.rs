@@ -5,8 +5,9 @@ use std::ops::Range;
 use crate::page_table::{PageTableError, PinNext, RefaultNext};
 use crate::store::codec::Decompressor;
 
-use super::fetcher::{Job, needs_reader};
+use super::fetcher::needs_reader;
 use super::paged::{Paged, source_of};
+use super::reads::Job;
 use super::streams::WINDOW_PAGES_MAX;
 
 impl Paged {
