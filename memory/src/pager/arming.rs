@@ -3,10 +3,8 @@
 //! Arming, classifying and opening never overlap; the write lock of `arming` sees to it. A page that is dropped from an
 //! open VM behind the page table's back is dropped under the read lock.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -16,19 +14,12 @@ use crate::ram::{GuestRam, PAGE_SIZE};
 use crate::userfault::{UserfaultError, UserfaultSupport};
 
 use super::PagerError;
+use super::classify;
 use super::config::EvictionMethod;
 use super::descriptor::{Descriptor, FaultPort};
-use super::frames::Frames;
+use super::frames::{Frames, bytes};
 use super::marks::Marks;
 use super::paged::{Kernel, Paged};
-
-/// What the kernel says of each page: 64 bits, of which the top two are present and swapped
-/// (Documentation/admin-guide/mm/pagemap.rst).
-const PAGEMAP: &str = "/proc/self/pagemap";
-const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-
-/// Pages classified with one read.
-const CLASSIFIED_PAGES: u64 = 8192;
 
 impl Kernel {
     /// Opens the userfaultfd and makes the side mapping. `port` stands a fault injector in the descriptor's place.
@@ -84,22 +75,13 @@ impl Paged {
 
     /// Finds out which pages of an armed VM there are.
     fn classify(&self, gfns: Range<u64>) -> io::Result<()> {
-        let pagemap = File::open(PAGEMAP)?;
-        let mut entries = vec![0; (CLASSIFIED_PAGES * 8) as usize];
-        let mut next = gfns.start;
-        while next < gfns.end {
-            let count = CLASSIFIED_PAGES.min(gfns.end - next);
-            let bytes = &mut entries[..(count * 8) as usize];
-            pagemap.read_exact_at(bytes, self.kernel().frames.ram_address(next) / PAGE_SIZE * 8)?;
-            let (words, _) = bytes.as_chunks::<8>();
-            for (gfn, word) in (next..).zip(words) {
-                if u64::from_ne_bytes(*word) & PRESENT_OR_SWAPPED != 0 {
-                    let _ = self.table.mark_present(gfn..gfn + 1, self.stamp());
-                }
-            }
-            next += count;
-        }
-        Ok(())
+        let frames = &self.kernel().frames;
+        let start = frames.ram_address(gfns.start);
+        classify::for_each_mapped(start..start + bytes(&gfns), |addresses| {
+            let first = gfns.start + (addresses.start - start) / PAGE_SIZE;
+            let pages = (addresses.end - addresses.start) / PAGE_SIZE;
+            self.table.mark_present(first..first + pages, self.stamp()).expect("the range is RAM");
+        })
     }
 
     /// Opens the VM again if it may be and no page is out. Nothing happens otherwise.

@@ -13,6 +13,7 @@
 mod affinity;
 mod arming;
 mod budget;
+mod classify;
 mod config;
 mod counters;
 mod credit;
