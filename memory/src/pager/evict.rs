@@ -112,7 +112,10 @@ impl Paged {
     }
 
     fn unmerge(&self, gfn: u64) -> io::Result<()> {
-        let address = self.kernel().frames.ram_address(gfn);
+        let Kernel { frames, port, .. } = self.kernel();
+        let address = frames.ram_address(gfn);
+        // It may still be protected from a time when it was marked: then this thread's write would wait for this thread.
+        port.unprotect(address, PAGE_SIZE)?;
         // SAFETY: the page lies in the mapping of guest RAM; making it private and writable changes no content.
         let result =
             unsafe { libc::madvise(address as *mut libc::c_void, PAGE_SIZE as usize, libc::MADV_POPULATE_WRITE) };
@@ -198,12 +201,11 @@ impl Paged {
     fn give_up_copy(&self, claim: Claim<Copying>) {
         let Kernel { frames, port, .. } = self.kernel();
         let gfn = claim.gfn();
-        while let Err(cause) = port.unprotect(frames.ram_address(gfn), PAGE_SIZE) {
-            // A page that is not there any more has no protection.
-            if cause.raw_os_error() != Some(libc::EAGAIN) {
-                break;
-            }
+        // Tried until it is done, whatever the kernel says: nobody else takes it off, and a writer would fault for ever. Of
+        // a page that is not there any more it costs nothing.
+        while port.unprotect(frames.ram_address(gfn), PAGE_SIZE).is_err() && !self.is_stopping() {
             self.counters.retried.add(1);
+            std::thread::yield_now();
         }
         let after = self.table.abort_copy(claim).expect("the claim is of this table");
         self.after_in(gfn, after);

@@ -128,6 +128,8 @@ impl Handler {
         let next = paged.table.begin_refault(gfn).expect("the page is RAM");
         match next {
             RefaultNext::Won(claim) => self.bring(claim, since, room_bytes)?,
+            // Protected, so it is there: from a time before the VM was opened, if that could not be undone.
+            RefaultNext::FirstTouch if fault.is_protected => self.answer_present(gfn, &fault),
             RefaultNext::FirstTouch => self.touch(gfn, since, room_bytes)?,
             RefaultNext::Joined => paged.counters.joined.add(1),
             RefaultNext::Present => {

@@ -63,11 +63,18 @@ impl Workbench {
     }
 }
 
+/// The swap file.
+#[cfg(not(test))]
+pub(super) type Swap = SwapFile;
+/// The swap file, whose operations fail when a test says so.
+#[cfg(test)]
+pub(super) type Swap = SwapFile<crate::store::swap::fault::Faulty>;
+
 /// Every store of one VM.
 pub(super) struct Homes {
     pub compressed: CompressedStore,
     pub index: DuplicateIndex,
-    pub swap: Option<SwapFile>,
+    pub swap: Option<Swap>,
     /// Memory of index and bookkeeping when last asked: asking takes too long for every fault.
     bookkeeping_bytes: AtomicU64,
     started: Instant,
@@ -88,7 +95,7 @@ fn share_of(stored: Stored) -> Option<ShareId> {
 }
 
 impl Homes {
-    pub fn new(config: &PagerConfig, swap: Option<SwapFile>) -> Self {
+    pub fn new(config: &PagerConfig, swap: Option<Swap>) -> Self {
         Self {
             compressed: CompressedStore::new(config.store_limit_bytes),
             index: DuplicateIndex::new(),

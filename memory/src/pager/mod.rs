@@ -57,14 +57,14 @@ use crate::mapping::MappingError;
 use crate::page_table::{PageTable, PageTableError, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
-use crate::store::swap::{OpenError, SwapFile};
+use crate::store::swap::OpenError;
 use crate::userfault::UserfaultError;
 
 use descriptor::{Descriptor, FaultPort};
 use fetcher::Fetcher;
 use handler::Handler;
 use hands::Hands;
-use homes::{Homes, Workbench};
+use homes::{Homes, Swap, Workbench};
 use paged::{Kernel, Paged};
 use reclaimer::{Progress, Reclaimer};
 use signal::Kick;
@@ -166,7 +166,7 @@ impl Pager {
     /// [`PagerError::Swap`] and [`PagerError::PageTable`].
     pub fn new(ram: Arc<GuestRam>, config: PagerConfig, on_failure: OnFailure) -> Result<Arc<Self>, PagerError> {
         let swap = match &config.swap_folder {
-            Some(folder) => Some(SwapFile::open(folder, config.swap_limit_bytes)?),
+            Some(folder) => Some(Swap::open_through(folder, config.swap_limit_bytes, From::from)?),
             None => None,
         };
         let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
@@ -304,7 +304,7 @@ impl Pager {
         let ram_pages: u64 = self.ram.regions().iter().map(|region| region.gfns().end - region.gfns().start).sum();
         let known: u64 = State::ALL[1..].iter().map(|&state| count(state)).sum();
         let compressed = paged.homes.compressed.statistics();
-        let swap = paged.homes.swap.as_ref().map(SwapFile::statistics);
+        let swap = paged.homes.swap.as_ref().map(Swap::statistics);
         PagerStatistics {
             armed: paged.table.is_armed(),
             eviction: paged.connected().map(|kernel| kernel.method.name()),

@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod disk;
 mod faults;
 mod life;
 mod limit;
+mod lost;
 mod merged;
+mod port;
 mod storm;
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +22,8 @@ use cistern_probe::content::Kind;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use port::{FaultyPort, Plan};
+
 use crate::PAGE_SIZE;
 use crate::store::{PAGE_BYTES, Page, samples};
 
@@ -45,19 +52,26 @@ struct Guest {
 
 impl Guest {
     fn new(ranges: &[Range<u64>], config: PagerConfig) -> Self {
-        let ram = GuestRam::new(ranges).unwrap();
         let failures = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&failures);
-        let pager = Pager::new(
-            Arc::clone(&ram),
-            config,
-            Box::new(move |failure| {
-                // The thread whose page it is waits for ever: this says why.
-                eprintln!("{failure}");
-                seen.lock().unwrap().push(failure.to_string());
-            }),
-        );
-        Self { ram, pager: pager.unwrap(), failures }
+        let on_failure = move |failure: &PagerFailure| {
+            // The thread whose page it is waits for ever: this says why.
+            eprintln!("{failure}");
+            seen.lock().unwrap().push(failure.to_string());
+        };
+        Self { failures, ..Self::ending_by(ranges, config, Box::new(on_failure)) }
+    }
+
+    fn ending_by(ranges: &[Range<u64>], config: PagerConfig, on_failure: OnFailure) -> Self {
+        let ram = GuestRam::new(ranges).unwrap();
+        let pager = Pager::new(Arc::clone(&ram), config, on_failure).unwrap();
+        Self { ram, pager, failures: Arc::default() }
+    }
+
+    /// Lets the pager ask a kernel that fails as planned.
+    fn arm_through(&self, plan: &Arc<Plan>) {
+        let plan = Arc::clone(plan);
+        self.pager.arm_through(|real| Box::new(FaultyPort::over(real, plan))).unwrap();
     }
 
     fn write(&self, gfn: u64, page: &Page) {
@@ -101,6 +115,22 @@ impl Guest {
         self.pager.store(gfns).unwrap()
     }
 
+    /// Ends the process, and so the test, when `body` hangs: nobody can take a thread that waits in the kernel out of there.
+    fn in_time<R>(&self, patience: Duration, body: impl FnOnce() -> R) -> R {
+        let (end, ended) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                    // Not by a macro: the harness keeps what those print until the test ends.
+                    let _ = writeln!(io::stderr(), "a thread hangs: {:#?}", self.pager.statistics());
+                    std::process::abort();
+                }
+            });
+            let _end = end;
+            body()
+        })
+    }
+
     #[track_caller]
     fn check_no_failure(&self) {
         assert_eq!(*self.failures.lock().unwrap(), [""; 0]);
@@ -125,4 +155,9 @@ fn with_swap(eviction: EvictionMethod) -> PagerConfig {
         compressed_limit_bytes: PAGE_BYTES * 3 / 4,
         ..PagerConfig::default()
     }
+}
+
+/// Without a swap file.
+fn in_memory(eviction: EvictionMethod) -> PagerConfig {
+    PagerConfig { swap_folder: None, ..with_swap(eviction) }
 }

@@ -1,15 +1,24 @@
 //! Everything at once: pages are written, read, evicted, stored, written back, pinned and given back by several threads,
 //! and no page is ever anything but what was last written to it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cistern_probe::random::Generator;
 
 use super::*;
 
+/// Pages of a guest that is to go through a storm.
+pub(super) const PAGES: u64 = 4096;
+
+/// Threads that touch pages, each its own.
+const OWNERS: u64 = 2;
+
+/// A storm takes seconds; one that takes longer than this hangs.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// How many touches; more by the environment.
-fn touches() -> u64 {
-    std::env::var("PAGER_TOUCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000)
+pub(super) fn touches(default: u64) -> u64 {
+    std::env::var("PAGER_TOUCHES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// A page as its owner last left it.
@@ -27,52 +36,50 @@ fn content(gfn: u64, version: u64) -> Page {
     page
 }
 
-fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
-    const PAGES: u64 = 4096;
-    const OWNERS: u64 = 2;
-    let guest = Guest::new(&[0..PAGES * PAGE_SIZE], config);
-    guest.pager.set_resident_limit(Some(limit_bytes)).unwrap();
-    let (stop, refaulted) = (AtomicBool::new(false), AtomicU64::new(0));
+/// One owner's touches, and a look at all its pages in the end.
+fn touch(guest: &Guest, owner: u64, touches: u64) {
+    let mut random = Generator::new(owner + 1);
+    let mut versions = vec![0u64; PAGES as usize];
+    for touch in 0..touches / OWNERS {
+        let gfn = random.below(PAGES / OWNERS) * OWNERS + owner;
+        let version = &mut versions[gfn as usize];
+        let expected = content(gfn, *version);
+        let _pin = (touch % 5 == 0).then(|| guest.ram.pin(gfn * PAGE_SIZE, PAGE_SIZE).unwrap());
+        assert!(guest.read(gfn) == expected, "page {gfn:#x}, version {version}");
+        match random.below(8) {
+            0 => {
+                guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap();
+                *version = 0;
+                assert!(guest.read(gfn) == [0; PAGE_BYTES], "page {gfn:#x} after a discard");
+            }
+            1..=4 => {
+                *version += 1;
+                guest.write(gfn, &content(gfn, *version));
+            }
+            _ => {}
+        }
+    }
+    for gfn in (owner..PAGES).step_by(OWNERS as usize) {
+        let version = versions[gfn as usize];
+        assert!(guest.read(gfn) == content(gfn, version), "page {gfn:#x} at the end, version {version}");
+    }
+}
+
+/// A storm over a guest of [`PAGES`] that has a swap file and a limit. `disturb` is called again and again meanwhile.
+pub(super) fn storm(guest: &Guest, touches: u64, disturb: impl Fn() + Sync) {
+    guest.in_time(PATIENCE, || run(guest, touches, disturb));
+    guest.check_no_failure();
+    check_sources(&guest.pager.statistics().refaults);
+}
+
+fn run(guest: &Guest, touches: u64, disturb: impl Fn() + Sync) {
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let owners: Vec<_> = (0..OWNERS)
-            .map(|owner| {
-                let (guest, refaulted) = (&guest, &refaulted);
-                scope.spawn(move || {
-                    let mut random = Generator::new(owner + 1);
-                    let mut versions = vec![0u64; PAGES as usize];
-                    for touch in 0..touches() / OWNERS {
-                        let gfn = random.below(PAGES / OWNERS) * OWNERS + owner;
-                        let version = &mut versions[gfn as usize];
-                        let expected = content(gfn, *version);
-                        let _pin = (touch % 5 == 0).then(|| guest.ram.pin(gfn * PAGE_SIZE, PAGE_SIZE).unwrap());
-                        assert!(guest.read(gfn) == expected, "{method:?}: page {gfn:#x}, version {version}");
-                        match random.below(8) {
-                            0 => {
-                                guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap();
-                                *version = 0;
-                                assert!(
-                                    guest.read(gfn) == [0; PAGE_BYTES],
-                                    "{method:?}: page {gfn:#x} after a discard"
-                                );
-                            }
-                            1..=4 => {
-                                *version += 1;
-                                guest.write(gfn, &content(gfn, *version));
-                            }
-                            _ => {}
-                        }
-                        refaulted.fetch_add(1, Ordering::Relaxed);
-                    }
-                    for gfn in (owner..PAGES).step_by(OWNERS as usize) {
-                        let version = versions[gfn as usize];
-                        assert!(guest.read(gfn) == content(gfn, version), "{method:?}: page {gfn:#x} at the end");
-                    }
-                })
-            })
-            .collect();
+        let owners: Vec<_> = (0..OWNERS).map(|owner| scope.spawn(move || touch(guest, owner, touches))).collect();
         scope.spawn(|| {
             let mut random = Generator::new(99);
             while !stop.load(Ordering::Relaxed) {
+                disturb();
                 let gfn = random.below(PAGES - 64);
                 let gfns = gfn..gfn + 1 + random.below(63);
                 match random.below(4) {
@@ -86,9 +93,10 @@ fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
         stop.store(true, Ordering::Relaxed);
         outcomes.into_iter().for_each(|outcome| outcome.unwrap());
     });
-    guest.check_no_failure();
-    let statistics = guest.pager.statistics();
-    let refaults = &statistics.refaults;
+}
+
+/// Pages came from everywhere: nothing was left out.
+fn check_sources(refaults: &RefaultStatistics) {
     for (name, source) in [
         ("first touch", &refaults.first_touch),
         ("aside", &refaults.aside),
@@ -97,9 +105,12 @@ fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
         ("compressed", &refaults.compressed),
         ("swapped", &refaults.swapped),
     ] {
-        assert!(source.pages > 0, "{method:?}: no page came from {name}: {statistics:#?}");
+        assert!(source.pages > 0, "no page came from {name}: {refaults:#?}");
     }
-    // At rest every page is somewhere once.
+}
+
+/// At rest every page is somewhere once: when all are given back nothing is held.
+pub(super) fn check_emptied(guest: &Guest) {
     guest.pager.set_resident_limit(None).unwrap();
     guest.ram.discard(0, PAGES * PAGE_SIZE).unwrap();
     let statistics = guest.pager.statistics();
@@ -107,10 +118,18 @@ fn storm(method: EvictionMethod, config: PagerConfig, limit_bytes: u64) {
     assert_eq!(statistics.swap.map(|swap| swap.pages), Some(0));
 }
 
+fn storm_under(config: PagerConfig, limit_bytes: u64) {
+    println!("{:?}", config.eviction);
+    let guest = Guest::new(&[0..PAGES * PAGE_SIZE], config);
+    guest.pager.set_resident_limit(Some(limit_bytes)).unwrap();
+    storm(&guest, touches(100_000), || {});
+    check_emptied(&guest);
+}
+
 #[test]
 fn pages_keep_their_content_while_everything_happens_at_once() {
     for method in methods() {
-        storm(method, with_swap(method), 4 * MIB);
+        storm_under(with_swap(method), 4 * MIB);
     }
 }
 
@@ -119,6 +138,6 @@ fn so_they_do_under_two_reclaimers_and_another_codec() {
     for method in methods() {
         let config =
             PagerConfig { codec: crate::store::codec::Codec::Zstd, reclaim_cpu_percent: 200, ..with_swap(method) };
-        storm(method, config, 6 * MIB);
+        storm_under(config, 6 * MIB);
     }
 }

@@ -324,6 +324,14 @@ impl CompressedStore {
         }
     }
 
+    /// Flips a bit of a stored block.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn damage(&self, handle: Handle, bit: usize) {
+        let (block, length_bytes, _) = self.known_slab(handle.slab()).raw(handle.slot());
+        // SAFETY: the byte is one of the block's, and the test has nobody else at it.
+        unsafe { *block.add(bit / 8 % length_bytes) ^= 1 << (bit % 8) };
+    }
+
     /// A slab whose number came from this store.
     fn known_slab(&self, number: u32) -> &Slab {
         self.arenas.slab(number).expect("a slab that is in use has its arena")

@@ -1,12 +1,15 @@
-//! A real file whose operations fail when told to.
+//! A real file whose operations fail: when told to, or at random.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Mutex;
 
+use cistern_probe::random::Generator;
+
 use crate::store::file::FileIo;
-use crate::store::lock;
+use crate::store::{PAGE_BYTES, lock};
 
 /// What becomes of one operation.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +31,21 @@ pub struct Faulty {
     pub reads: Mutex<VecDeque<Fault>>,
     pub syncs: Mutex<VecDeque<Fault>>,
     pub holes: Mutex<VecDeque<Fault>>,
+    weather: Mutex<Option<Generator>>,
+}
+
+/// Of so many operations one fails while faults come at random.
+const ODDS: u64 = 8;
+
+thread_local! {
+    /// The thread's last operation failed at random. Its next one goes well: what is tried twice succeeds.
+    static FAILED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl From<File> for Faulty {
+    fn from(file: File) -> Self {
+        Self::over(file)
+    }
 }
 
 impl Faulty {
@@ -38,20 +56,43 @@ impl Faulty {
             reads: Mutex::default(),
             syncs: Mutex::default(),
             holes: Mutex::default(),
+            weather: Mutex::default(),
         }
     }
-}
 
-fn next(queue: &Mutex<VecDeque<Fault>>) -> io::Result<Fault> {
-    match lock(queue).pop_front().unwrap_or(Fault::None) {
-        Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
-        other => Ok(other),
+    /// From here on operations fail at random; never with `None`.
+    pub fn set_weather(&self, seed: Option<u64>) {
+        *lock(&self.weather) = seed.map(Generator::new);
+    }
+
+    fn next(&self, queue: &Mutex<VecDeque<Fault>>, kinds: &[Fault]) -> io::Result<Fault> {
+        let ordered = lock(queue).pop_front();
+        match ordered.or_else(|| self.random(kinds)).unwrap_or(Fault::None) {
+            Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
+            other => Ok(other),
+        }
+    }
+
+    /// One of these faults, with a number of bytes or bits of its own.
+    fn random(&self, kinds: &[Fault]) -> Option<Fault> {
+        let mut weather = lock(&self.weather);
+        let random = weather.as_mut()?;
+        if FAILED.replace(false) || random.below(ODDS) > 0 {
+            return None;
+        }
+        FAILED.set(true);
+        Some(match kinds[random.below(kinds.len() as u64) as usize] {
+            Fault::Short(bytes) => Fault::Short(random.below(bytes as u64 + 1) as usize),
+            Fault::Flip(bits) => Fault::Flip(random.below(bits as u64) as usize),
+            other => other,
+        })
     }
 }
 
 impl FileIo for Faulty {
     fn write_at(&self, buffers: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        match next(&self.writes)? {
+        let kinds = [libc::EIO, libc::ENOSPC, libc::EINTR].map(Fault::Errno);
+        match self.next(&self.writes, &[kinds[0], kinds[1], kinds[2], Fault::Short(16 * PAGE_BYTES)])? {
             Fault::Short(bytes) => {
                 let whole = bytes / buffers[0].len();
                 if whole > 0 {
@@ -64,7 +105,9 @@ impl FileIo for Faulty {
     }
 
     fn read_at(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
-        match next(&self.reads)? {
+        let kinds = [libc::EIO, libc::EINTR].map(Fault::Errno);
+        let kinds = [kinds[0], kinds[1], Fault::Short(16 * PAGE_BYTES), Fault::Flip(32 * 8 * PAGE_BYTES)];
+        match self.next(&self.reads, &kinds)? {
             Fault::Short(bytes) => {
                 let whole = (bytes / buffers[0].len()).min(buffers.len());
                 if whole > 0 {
@@ -84,7 +127,7 @@ impl FileIo for Faulty {
     }
 
     fn sync(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        next(&self.syncs)?;
+        self.next(&self.syncs, &[Fault::Errno(libc::EIO)])?;
         self.file.sync(offset, bytes)
     }
 
@@ -93,7 +136,7 @@ impl FileIo for Faulty {
     }
 
     fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        next(&self.holes)?;
+        self.next(&self.holes, &[Fault::Errno(libc::EOPNOTSUPP)])?;
         self.file.punch_hole(offset, bytes)
     }
 }

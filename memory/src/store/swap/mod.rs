@@ -12,7 +12,7 @@
 
 mod error;
 #[cfg(test)]
-mod fault;
+pub(crate) mod fault;
 mod folder;
 mod page;
 mod slots;
@@ -144,13 +144,28 @@ impl SwapFile {
     /// # Errors
     /// [`OpenError`] when there is no such folder, it lies in memory, or this user may not write to it.
     pub fn open(folder: &Path, limit_bytes: u64) -> Result<Self, OpenError> {
-        let limit_bytes = limit_bytes.min(folder::file_size_limit());
-        let (file, caching) = folder::create(folder)?;
-        Ok(Self::over(file, caching, limit_bytes))
+        Self::open_through(folder, limit_bytes, |file| file)
     }
 }
 
 impl<F: FileIo> SwapFile<F> {
+    /// As [`SwapFile::open`]. `through` stands a fault injector in the file's place.
+    pub(crate) fn open_through(
+        folder: &Path,
+        limit_bytes: u64,
+        through: impl FnOnce(File) -> F,
+    ) -> Result<Self, OpenError> {
+        let limit_bytes = limit_bytes.min(folder::file_size_limit());
+        let (file, caching) = folder::create(folder)?;
+        Ok(Self::over(through(file), caching, limit_bytes))
+    }
+
+    /// What the pages are kept in, for tests that make it fail.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn file(&self) -> &F {
+        &self.file
+    }
+
     /// Keeps pages in a file that is already open and empty.
     fn over(file: F, caching: Caching, limit_bytes: u64) -> Self {
         let slots = u32::try_from(limit_bytes / PAGE_BYTES as u64).unwrap_or(u32::MAX);
