@@ -32,7 +32,9 @@ fn expect_within(churned: &Churned, limit_bytes: u64) {
 /// Churn under a quarter with this share of the suite's cycles.
 #[track_caller]
 fn churn_share(percent: u64, arguments: &[&str]) -> Value {
-    let churned = churn(wanted() * percent / 100, QUARTER, &[&["--swap", "SWAP"], arguments].concat());
+    let target = wanted() * percent / 100;
+    let churned = churn(target, QUARTER, &[&["--swap", "SWAP"], arguments].concat());
+    assert!(churned.cycles.total() >= target, "{target}: {churned:?}");
     churned.cycles.expect_tenths(&HOMES);
     expect_within(&churned, 16 * MIB);
     churned.memory
@@ -59,21 +61,34 @@ fn churned_pages_come_back_from_zstd() {
 #[test]
 fn without_a_codec_pages_are_swapped() {
     let churned = churn(20_000, QUARTER, &["--swap", "SWAP", "--codec", "none"]);
-    expect_homes(&churned.memory, &["zero", "duplicate", "swapped"]);
+    // What a duplicate shares lies in the swap file here, so it comes back from there.
+    expect_homes(&churned.memory, &["zero", "swapped"]);
+    assert!(counter(&churned.memory, "evictions.duplicate") > 0, "{churned:?}");
     assert_eq!(counter(&churned.memory, "evictions.compressed"), 0, "{churned:?}");
+    assert!(churned.cycles.total() >= 20_000, "{churned:?}");
     expect_within(&churned, 16 * MIB);
 }
 
 #[test]
 fn without_a_swap_file_incompressible_pages_stay() {
-    // A quarter of the pages at any time, which is half of the limit.
+    // A quarter of the pages at any time, which is half of the limit: more of the others are in.
     for eviction in ["move", "copy"] {
         let churned = churn(20_000, "32M", &["--eviction", eviction]);
         expect_homes(&churned.memory, &["zero", "duplicate", "compressed"]);
         assert!(counter(&churned.memory, "evictions.incompressible") > 0, "{churned:?}");
         assert_eq!(counter(&churned.memory, "refaults.swapped.pages"), 0, "{churned:?}");
+        assert!(churned.cycles.total() >= 10_000, "{churned:?}");
         expect_within(&churned, 32 * MIB);
     }
+}
+
+#[test]
+fn a_full_store_is_written_back() {
+    let churned = churn(20_000, QUARTER, &["--swap", "SWAP", "--store-limit", "2M"]);
+    expect_homes(&churned.memory, &HOMES);
+    assert!(counter(&churned.memory, "evictions.written_back") > 0, "{churned:?}");
+    assert!(churned.cycles.total() >= 20_000, "{churned:?}");
+    expect_within(&churned, 16 * MIB);
 }
 
 #[test]
