@@ -21,7 +21,10 @@ pub fn mixed(number: u32) -> Page {
 /// Page `number` of a guest that has nothing but this kind.
 pub fn page(kind: Kind, number: u32) -> Page {
     let mut words = [0; PAGE_WORDS];
-    content::write(&mut words, &Identity { kind, seed: 7, page: number, duplicate: number / 40, writes: 1 });
+    content::write(
+        &mut words,
+        &Identity { kind, seed: 7, page: number, duplicate: number / 40, writes: 1, churned: false },
+    );
     let mut page = [0; PAGE_BYTES];
     for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *bytes = word.to_le_bytes();
