@@ -271,7 +271,7 @@ impl Handler {
             self.batch.flush(&paged)?;
         }
         match paged.homes.fetch(stored, &mut self.decompressor, self.batch.buffer()) {
-            Ok(()) => self.batch.push(claim, stored),
+            Ok(()) => self.batch.push(claim),
             Err(cause) if is_asked => return Err(PagerFailure::Lost { gfn, cause: cause.to_string() }),
             Err(_) => paged.abort_in(claim),
         }

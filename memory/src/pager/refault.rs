@@ -194,7 +194,7 @@ fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {
 /// Stored pages that lie one after the other, decompressed here and mapped in one call.
 pub(super) struct Batch {
     pages: Vec<AlignedPage>,
-    claims: Vec<(Claim<Refaulting>, Stored)>,
+    claims: Vec<Claim<Refaulting>>,
     first: u64,
 }
 
@@ -230,28 +230,30 @@ impl Batch {
         self.pages[next..].iter_mut().take(count).map(|page| &mut page.0).collect()
     }
 
-    /// The buffer is filled with this page.
-    pub fn push(&mut self, claim: Claim<Refaulting>, stored: Stored) {
+    /// The buffer is filled with this page, which is stored.
+    pub fn push(&mut self, claim: Claim<Refaulting>) {
         if self.is_empty() {
             self.first = claim.gfn();
         }
-        self.claims.push((claim, stored));
+        self.claims.push(claim);
     }
 
-    /// Maps what was gathered. Returns how many pages that were.
+    /// Maps what was gathered.
     ///
     /// # Errors
     /// A page is lost; the claims are gone, unfinished.
-    pub fn flush(&mut self, paged: &Paged) -> Result<u64, PagerFailure> {
-        let count = self.claims.len() as u64;
-        if count == 0 {
-            return Ok(0);
+    pub fn flush(&mut self, paged: &Paged) -> Result<(), PagerFailure> {
+        let claims = self.claims.drain(..);
+        let count = claims.len() as u64;
+        if count > 0 {
+            paged.copy_in(self.first..self.first + count, self.pages.as_ptr().cast())?;
         }
-        paged.copy_in(self.first..self.first + count, self.pages.as_ptr().cast())?;
-        for (claim, stored) in self.claims.drain(..) {
-            paged.homes.release(stored);
+        for claim in claims {
+            if let Place::Stored(stored) = claim.kind().from {
+                paged.homes.release(stored);
+            }
             paged.finish_in(claim);
         }
-        Ok(count)
+        Ok(())
     }
 }
