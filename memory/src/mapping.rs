@@ -69,6 +69,9 @@ impl Mapping {
         // A forked child must not share guest pages copy-on-write, and a core dump must not hold a guest's secrets.
         mapping.advise("MADV_DONTFORK", libc::MADV_DONTFORK)?;
         mapping.advise("MADV_DONTDUMP", libc::MADV_DONTDUMP)?;
+        // A process may inherit that all its memory is to be merged (PR_SET_MEMORY_MERGE), and KSM drops the protection that
+        // copying pages out rests on. Kernels without KSM refuse this, and need it not.
+        let _ = mapping.advise("MADV_UNMERGEABLE", libc::MADV_UNMERGEABLE);
         Ok(mapping)
     }
 

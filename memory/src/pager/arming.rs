@@ -55,7 +55,7 @@ impl Paged {
         let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
         self.may_open.store(false, Ordering::Relaxed);
         if self.table.is_armed() {
-            return Ok(());
+            return self.classify_all();
         }
         let Kernel { frames, port, .. } = self.kernel();
         let mapping = frames.ram().mapping();
@@ -67,8 +67,17 @@ impl Paged {
         }
         port.register(mapping).map_err(|cause| UserfaultError::Register { cause })?;
         self.table.arm();
-        for region in frames.ram().regions() {
-            self.classify(region.gfns()).map_err(|cause| PagerError::Classify { cause })?;
+        self.is_classified.store(false, Ordering::Relaxed);
+        self.classify_all()
+    }
+
+    /// Finds out which pages there are, unless that is known. The caller holds `arming`.
+    fn classify_all(&self) -> Result<(), PagerError> {
+        if !self.is_classified.load(Ordering::Relaxed) {
+            for region in self.kernel().frames.ram().regions() {
+                self.classify(region.gfns()).map_err(|cause| PagerError::Classify { cause })?;
+            }
+            self.is_classified.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -94,7 +103,15 @@ impl Paged {
             return;
         }
         let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
-        if self.table.is_armed() && self.may_open.load(Ordering::Relaxed) && self.table.open().is_ok() {
+        if !self.table.is_armed() || !self.may_open.load(Ordering::Relaxed) {
+            return;
+        }
+        // A page that is in motion keeps the VM armed, and those looked at before it are forgotten.
+        self.is_classified.store(false, Ordering::Relaxed);
+        if self.table.open().is_err() {
+            // What fails now is tried with the next limit.
+            let _ = self.classify_all();
+        } else {
             let Kernel { frames, port, marks, .. } = self.kernel();
             marks.clear();
             // It wakes everybody: from here on the kernel answers. What it refuses leaves a VM whose first touches are still

@@ -76,6 +76,7 @@ pub(super) struct Counters {
     pub store_full: Counter,
     pub swap_write_failed: Counter,
     pub over_limit_pages: Counter,
+    pub device_pages: Counter,
 }
 
 impl Counters {
@@ -110,6 +111,7 @@ impl Counters {
             store_full: Counter::default(),
             swap_write_failed: Counter::default(),
             over_limit_pages: Counter::default(),
+            device_pages: Counter::default(),
         }
     }
 
@@ -167,6 +169,7 @@ impl Counters {
             store_full: self.store_full.get(),
             swap_write: self.swap_write_failed.get(),
             over_limit_pages: self.over_limit_pages.get(),
+            device_pages: self.device_pages.get(),
         }
     }
 }

@@ -5,14 +5,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
 use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
 
 use crate::mapping::Mapping;
 use crate::userfault::{MOVE, UserfaultError};
 
-/// Faults read in one go.
-const EVENTS: usize = 32;
+/// Faults read in one go; fewer mean that there are no more.
+pub(super) const EVENTS: usize = 32;
 
 /// `_IOWR(0xaa, 0x03, struct uffdio_copy)`.
 const UFFDIO_COPY: libc::c_ulong = ioctl_number(0x03, size_of::<CopyArguments>());
@@ -85,9 +86,10 @@ pub(super) trait FaultPort: Send + Sync {
 }
 
 /// A real userfaultfd.
-#[derive(Debug)]
 pub(super) struct Descriptor {
     uffd: Uffd,
+    /// Where faults are read to: one thread reads.
+    events: Mutex<EventBuffer>,
 }
 
 impl Descriptor {
@@ -103,7 +105,7 @@ impl Descriptor {
             .user_mode_only(false)
             .require_features(features)
             .create()
-            .map(|uffd| Self { uffd })
+            .map(|uffd| Self { uffd, events: Mutex::new(EventBuffer::new(EVENTS)) })
             .map_err(UserfaultError::from_crate)
     }
 
@@ -122,7 +124,7 @@ impl Descriptor {
 
 impl FaultPort for Descriptor {
     fn read(&self, faults: &mut Vec<Fault>) -> io::Result<()> {
-        let mut buffer = EventBuffer::new(EVENTS);
+        let mut buffer = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let events = match self.uffd.read_events(&mut buffer) {
             Ok(events) => events,
             Err(error) => return not_yet(from_crate(error)),

@@ -373,13 +373,13 @@ impl Paging for Pager {
         let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
         runs.for_each(|run| paged.free_run(run));
         // Pages in flight are released by their owners, who need nothing from here.
+        let is_pending = |gfn| paged.table.is_discard_pending(gfn).expect("the range is RAM");
         for gfn in gfns {
-            loop {
+            while is_pending(gfn) {
                 let noted = paged.waits.note();
-                if !paged.table.is_discard_pending(gfn).expect("the range is RAM") {
-                    break;
+                if is_pending(gfn) {
+                    paged.waits.wait(noted);
                 }
-                paged.waits.wait(noted);
             }
         }
         Ok(())

@@ -43,6 +43,8 @@ pub(super) struct Paged {
     pub counters: Counters,
     pub credit: Credit,
     pub waits: Waits,
+    /// Held by the thread that writes compressed pages to the swap file.
+    pub writing_back: Mutex<()>,
     /// What the readers of the swap file have to do.
     pub readers: Queue,
     /// Wakes the reclaimers.
@@ -57,6 +59,9 @@ pub(super) struct Paged {
     /// The VM is opened as soon as no page is out.
     // Written under the write lock of `arming` where it matters.
     pub may_open: AtomicBool,
+    /// Every page of the armed VM was looked at.
+    // Under the write lock of `arming`.
+    pub is_classified: AtomicBool,
     /// Excludes arming and opening from what is done to an open VM behind the page table's back.
     pub arming: RwLock<()>,
     // Guards nothing: a reclaimer that misses it looks again within a second.
@@ -77,6 +82,7 @@ impl Paged {
             counters: Counters::new(),
             credit: Credit::default(),
             waits: Waits::default(),
+            writing_back: Mutex::default(),
             readers: Queue::default(),
             reclaim: Wake::default(),
             handler,
@@ -84,6 +90,7 @@ impl Paged {
             vcpu_threads: OnceLock::new(),
             kernel: OnceLock::new(),
             may_open: AtomicBool::new(false),
+            is_classified: AtomicBool::new(false),
             arming: RwLock::default(),
             guest_waits: AtomicBool::new(false),
             stopping: AtomicBool::new(false),

@@ -5,6 +5,9 @@ use std::ops::Range;
 use crate::page_table::{PageTableError, PinNext, RefaultNext};
 use crate::store::codec::Decompressor;
 
+use crate::ram::PAGE_SIZE;
+
+use super::credit::Growth;
 use super::fetcher::needs_reader;
 use super::paged::{Paged, source_of};
 use super::reads::Job;
@@ -33,6 +36,14 @@ impl Paged {
         }
     }
 
+    /// Devices do not wait for the limit.
+    fn count_device_pages(&self, pages: u64) {
+        if self.credit.ask(self.charge_bytes(), PAGE_SIZE) == Growth::Wait {
+            self.counters.device_pages.add(pages);
+            self.reclaim.wake();
+        }
+    }
+
     /// Brings a range in, in runs where one page after the other would take long. What does not come now comes with its
     /// pin.
     fn bring_ahead(&self, gfns: &Range<u64>) -> Result<(), PageTableError> {
@@ -49,6 +60,7 @@ impl Paged {
             }
             match self.bring(&run_gfns, from, &mut decompressor) {
                 Ok(()) => {
+                    self.count_device_pages(run_gfns.end - run_gfns.start);
                     self.counters.came_along(source_of(from), run_gfns.end - run_gfns.start);
                     run.for_each(|claim| self.finish_in(claim));
                 }

@@ -20,6 +20,9 @@ use super::streams::WINDOW_PAGES_MAX;
 /// Failures of one call that may pass by themselves, before something else is tried or the page counts as lost.
 const ATTEMPTS: u32 = 64;
 
+/// Failures for want of memory that a VM which is ending sits out.
+const STOPPING_ATTEMPTS: u32 = 1000;
+
 /// How long to wait when the host has no memory, or a call fails for a reason unknown here.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -97,6 +100,7 @@ impl Paged {
                 continue;
             };
             if crosses_border(&cause, pages) {
+                self.counters.retried.add(1);
                 together = pages / 2;
                 continue;
             }
@@ -104,12 +108,11 @@ impl Paged {
                 attempts = 0;
                 continue;
             }
-            let exists = cause.raw_os_error() == Some(libc::EEXIST);
-            let gone = !self.table.is_armed();
+            // There is a page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
+            let answered = matches!(cause.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) || !self.table.is_armed();
             match self.remedy(cause, &mut attempts) {
                 Remedy::Again => {}
-                // A page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
-                Remedy::GiveUp(_) if may_exist && (exists || gone) => {
+                Remedy::GiveUp(_) if may_exist && answered => {
                     self.wake(next);
                     next += 1;
                     attempts = 0;
@@ -122,7 +125,8 @@ impl Paged {
 
     /// Moves pages back from aside.
     fn move_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
-        let Kernel { frames, port, .. } = self.kernel();
+        let Kernel { frames, port, marks, .. } = self.kernel();
+        marks.remove_all(gfns.clone());
         let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
         while next < gfns.end {
             let pages = together.min(gfns.end - next);
@@ -133,6 +137,7 @@ impl Paged {
                 continue;
             };
             if crosses_border(&cause, pages) {
+                self.counters.retried.add(1);
                 together = pages / 2;
                 continue;
             }
@@ -140,8 +145,9 @@ impl Paged {
                 attempts = 0;
                 continue;
             }
-            // The page is where it was unless the kernel says that it is not there: then reading it would hang.
-            let is_there = cause.raw_os_error() != Some(libc::ENOENT);
+            // The page is where it was unless the kernel says that it is not there, or looked no further than where it is to
+            // go: then reading it might hang.
+            let is_there = !matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EEXIST));
             match self.remedy(cause, &mut attempts) {
                 Remedy::Again => {}
                 Remedy::GiveUp(_) if is_there => {
@@ -172,9 +178,11 @@ impl Paged {
             // The address space is changing, or a page is looked at by the kernel at this moment.
             Some(libc::EAGAIN | libc::EBUSY) if *attempts < ATTEMPTS => thread::yield_now(),
             // Nothing is lost while the page has its old home; the guest waits until the host has memory.
-            Some(libc::ENOMEM) if !self.is_stopping() => thread::sleep(PAUSE),
-            Some(libc::EAGAIN) if !self.is_stopping() => thread::sleep(PAUSE),
-            _ if *attempts < ATTEMPTS / 8 => thread::yield_now(),
+            // A VM that is ending waits for it too, but not for ever.
+            Some(libc::ENOMEM | libc::EAGAIN) if !self.is_stopping() || *attempts < STOPPING_ATTEMPTS => {
+                thread::sleep(PAUSE);
+            }
+            _ if *attempts < ATTEMPTS => thread::yield_now(),
             _ => return Remedy::GiveUp(cause),
         }
         Remedy::Again

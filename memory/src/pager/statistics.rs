@@ -163,4 +163,6 @@ pub struct FailureStatistics {
     pub swap_write: u64,
     /// Growth granted beyond the limit, because nothing more could be evicted.
     pub over_limit_pages: u64,
+    /// Growth granted beyond the limit to devices, which do not wait. It is evicted again.
+    pub device_pages: u64,
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::page_table::{Claim, Place, Run, StoreNext, Stored, Storing};
 use crate::store::Page;
 use crate::store::duplicate::PageHash;
+use crate::store::swap::SwapError;
 
 use super::config::EvictionMethod;
 use super::frames::bytes;
@@ -139,7 +140,7 @@ impl Storer {
             .map(|(claim, hash)| (unsafe { frames.side_page(claim.gfn()) }, *hash))
             .collect();
         let (homes, cause) = paged.homes.write(&pages);
-        if paged.homes.swap.is_some() && cause.is_some() {
+        if matches!(cause, Some(SwapError::Write { .. })) {
             paged.counters.swap_write_failed.add(1);
         }
         let mut refused = Vec::new();
@@ -169,6 +170,8 @@ impl Storer {
     /// Writes the compressed store's oldest pages to the swap file: up to `count` of those stored by `by_seconds`. Returns
     /// how many went.
     pub fn write_back(paged: &Paged, count: usize, by_seconds: u64, bench: &mut Workbench) -> u64 {
+        // Two at a time would write the same pages.
+        let Ok(_turn) = paged.writing_back.try_lock() else { return 0 };
         let blocks = paged.homes.compressed.oldest(count, by_seconds);
         let old = paged.homes.take_old(&blocks, bench);
         if old.is_empty() {
@@ -178,7 +181,7 @@ impl Storer {
         let (moved, cause) = paged.homes.write_back(&old, |gfn, from, to| {
             relabel(paged, gfn, from, to, bench);
         });
-        if cause.is_some() {
+        if matches!(cause, Some(SwapError::Write { .. })) {
             paged.counters.swap_write_failed.add(1);
         }
         old.put_away(bench);
