@@ -201,6 +201,16 @@ impl Homes {
         }
     }
 
+    /// Flips a bit of a page in the compressed store.
+    #[cfg(all(test, not(loom)))]
+    pub fn damage(&self, stored: Stored) {
+        let Some(Ok(Home::Compressed(handle))) = share_of(stored).map(|share| self.index.home(share)) else {
+            panic!("{stored:?} is not in the compressed store");
+        };
+        // In the middle of the block, where it tells.
+        self.compressed.damage(handle, 4001);
+    }
+
     /// Reads a stored page; it stays stored.
     pub fn fetch(&self, stored: Stored, decompressor: &mut Decompressor, page: &mut Page) -> Result<(), FetchError> {
         match share_of(stored) {

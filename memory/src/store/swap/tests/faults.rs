@@ -1,7 +1,4 @@
-//! Each fault once, by name; and damage to the file itself.
-
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
+//! Each fault once, by name.
 
 use super::super::fault::Fault;
 use super::*;
@@ -125,67 +122,4 @@ fn a_page_in_the_wrong_place_is_found() {
     let pages = [page(1), page(1)];
     let slots = swap.write(&references(&pages)).unwrap();
     assert_ne!(checksum(slots[0].index(), &pages[0].0), checksum(slots[1].index(), &pages[1].0));
-}
-
-/// Damages a file in every way a disk can, and reads all of it: each page is as written, or an error.
-#[test]
-fn a_damaged_file_gives_no_wrong_page() {
-    let folder = folder();
-    let swap = SwapFile::open(folder.path(), 8 << 20).unwrap();
-    let kept = pages(0..200);
-    let slots = swap.write(&references(&kept)).unwrap();
-    let other = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&swap.file)))
-        .unwrap();
-    let restore = || {
-        for (slot, page) in slots.iter().zip(&kept) {
-            other.write_all_at(&page.0, offset(slot.index())).unwrap();
-        }
-    };
-    let mut state = 0x5EED_u64;
-    let mut random = |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) % below
-    };
-    let (mut good, mut bad) = (0, 0);
-    for round in 0..150 {
-        let size = slots.len() as u64 * PAGE_BYTES as u64;
-        let at = random(size);
-        let length = (1 + random(20_000)).min(size - at);
-        match round % 5 {
-            0 => {
-                let mut byte = [0];
-                other.read_exact_at(&mut byte, at).unwrap();
-                other.write_all_at(&[byte[0] ^ 1 << random(8)], at).unwrap();
-            }
-            1 => other.write_all_at(&vec![0; length as usize], at).unwrap(),
-            2 => other.set_len(at).unwrap(),
-            3 => other.punch_hole(at, length).unwrap(),
-            // Two pages in each other's place.
-            _ => {
-                let (one, two) = (random(200) as usize, random(200) as usize);
-                other.write_all_at(&kept[one].0, offset(slots[two].index())).unwrap();
-                other.write_all_at(&kept[two].0, offset(slots[one].index())).unwrap();
-            }
-        }
-        for (slot, page) in slots.iter().zip(&kept) {
-            match read_one(&swap, *slot) {
-                Ok(back) => {
-                    assert!(back.0 == page.0, "round {round}: a wrong page was returned");
-                    good += 1;
-                }
-                Err(SwapError::Checksum { .. } | SwapError::Read { .. }) => bad += 1,
-                Err(other) => panic!("{other}"),
-            }
-        }
-        let mut run = vec![AlignedPage::default(); 100];
-        let first = random(100) as usize;
-        if swap.read(slots[first], &mut run.iter_mut().map(|page| &mut page.0).collect::<Vec<_>>()).is_ok() {
-            assert!(run.iter().zip(&kept[first..]).all(|(back, kept)| back.0 == kept.0));
-        }
-        restore();
-    }
-    assert!(good > 1000 && bad > 150, "{good} good, {bad} bad: the damage did not do what it should");
 }

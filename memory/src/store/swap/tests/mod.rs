@@ -4,6 +4,7 @@
 
 mod faults;
 mod host;
+mod hostile;
 mod model;
 mod slots;
 
