@@ -145,7 +145,10 @@ fn devices_that_are_none() {
     refused(&["--kernel", kernel, "--disk", path(folder.path())], 1, &["disk", "is a directory"]);
     refused(&["--kernel", kernel, "--disk", "/nonexistent"], 1, &["disk /nonexistent", "o such file"]);
     refused(&["--kernel", kernel, "--disk", path(&empty)], 1, &["disk", "empty"]);
-    refused(&["--kernel", kernel, "--disk", ",ro"], 2, &["FILE,ro"]);
+    refused(&["--kernel", kernel, "--disk", ",ro"], 2, &["FILE[,ro][,direct]"]);
+    // A file of the kernel's own, which has a length but no direct I/O.
+    let never_direct = "/sys/class/net/lo/mtu,ro,direct";
+    refused(&["--kernel", kernel, "--disk", never_direct], 1, &["no direct I/O", "leave out ',direct'"]);
     refused(&["--kernel", kernel, "--net", "eth0"], 2, &["tap=NAME"]);
     refused(&["--kernel", kernel, "--net", "tap=averyveryverylongname"], 1, &["averyveryverylongname"]);
     refused(&["--kernel", kernel, "--vsock", "cid=1,uds=/tmp/x"], 2, &["cid=N,uds=PATH"]);

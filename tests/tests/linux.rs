@@ -133,7 +133,8 @@ fn disks_random_numbers_and_the_console() {
     tool("mkfs.ext4", &["-q", "-d", text(&content), text(&ext4), "16M"]);
 
     let read_only_disk = format!("{},ro", text(&read_only));
-    let disks = ["--disk", text(&raw), "--disk", text(&ext4), "--disk", &read_only_disk, "--rng"];
+    let direct_disk = format!("{},direct", text(&ext4));
+    let disks = ["--disk", text(&raw), "--disk", &direct_disk, "--disk", &read_only_disk, "--rng"];
     let mut running = linux.start(Command::new(binary()), &disks, RUN_SCRIPT);
     running.wait_for("console", |line| line == "console ready");
     running.stdin().write_all(b"what was typed\n").expect("write");

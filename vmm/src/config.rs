@@ -64,27 +64,37 @@ pub struct MachineConfig {
     pub boot_times: bool,
 }
 
-/// A disk: `FILE[,ro]`.
+/// A disk: `FILE[,ro][,direct]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Raw image or block device.
     pub path: PathBuf,
     /// The guest may not write it.
     pub read_only: bool,
+    /// Past the host's page cache.
+    pub direct: bool,
 }
 
 impl FromStr for DiskConfig {
     type Err = DescriptionError;
 
     fn from_str(text: &str) -> Result<Self, DescriptionError> {
-        let (path, read_only) = match text.rsplit_once(',') {
-            Some((path, "ro")) => (path, true),
-            _ => (text, false),
-        };
-        if path.is_empty() {
-            return Err(refused(text, "a disk is FILE or FILE,ro"));
+        let mut disk = Self { path: PathBuf::new(), read_only: false, direct: false };
+        let mut path = text;
+        // From the end, for a file's name may have commas; an option that comes again is part of it.
+        while let Some((rest, option)) = path.rsplit_once(',') {
+            match option {
+                "ro" if !disk.read_only => disk.read_only = true,
+                "direct" if !disk.direct => disk.direct = true,
+                _ => break,
+            }
+            path = rest;
         }
-        Ok(Self { path: path.into(), read_only })
+        if path.is_empty() {
+            return Err(refused(text, "a disk is FILE[,ro][,direct]"));
+        }
+        disk.path = path.into();
+        Ok(disk)
     }
 }
 
@@ -307,10 +317,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_may_be_read_only() {
-        assert_eq!("a,b.img".parse(), Ok(DiskConfig { path: "a,b.img".into(), read_only: false }));
-        assert_eq!("a,b.img,ro".parse(), Ok(DiskConfig { path: "a,b.img".into(), read_only: true }));
-        assert!(",ro".parse::<DiskConfig>().is_err());
+    fn disks_may_be_read_only_and_direct() {
+        for (text, path, read_only, direct) in [
+            ("a,b.img", "a,b.img", false, false),
+            ("a,b.img,ro", "a,b.img", true, false),
+            ("a,b.img,direct", "a,b.img", false, true),
+            ("a,b.img,ro,direct", "a,b.img", true, true),
+            ("a,b.img,direct,ro", "a,b.img", true, true),
+            ("a,ro,ro", "a,ro", true, false),
+            ("a,direct,b", "a,direct,b", false, false),
+        ] {
+            assert_eq!(text.parse(), Ok(DiskConfig { path: path.into(), read_only, direct }), "{text}");
+        }
+        for text in ["", ",ro", ",direct", ",ro,direct"] {
+            assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl DeviceSet {
     pub fn open(config: &MachineConfig) -> Result<Self, DeviceSetError> {
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for disk in &config.disks {
-            let block = Block::open(&disk.path, disk.read_only)?;
+            let open = if disk.direct { Block::open_direct } else { Block::open };
+            let block = open(&disk.path, disk.read_only)?;
             if let Some(note) = block.note() {
                 report::line(&format!("warning: {note}"));
             }

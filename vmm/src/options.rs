@@ -80,8 +80,8 @@ pub struct RunOptions {
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// Raw disk image or block device; repeat for more
-    #[arg(long, value_name = "FILE[,ro]")]
+    /// Raw disk image or block device; 'direct' goes past the host's page cache; repeat for more
+    #[arg(long, value_name = "FILE[,ro][,direct]")]
     #[serde(deserialize_with = "one_or_many")]
     pub disk: Vec<DiskConfig>,
     /// Network interface on an existing tap; repeat for more
@@ -324,7 +324,7 @@ mod tests {
         bare-cmdline = true
         memory = "1G"
         cpus = 2
-        disk = ["a.img", "b.img,ro"]
+        disk = ["a.img", "b.img,ro,direct"]
         net = "tap=tap0,mac=02:00:00:00:00:01"
         vsock = "cid=3,uds=/tmp/v"
         rng = true
@@ -367,7 +367,7 @@ mod tests {
             "--disk",
             "a.img",
             "--disk",
-            "b.img,ro",
+            "b.img,ro,direct",
             "--net",
             "tap=tap0,mac=02:00:00:00:00:01",
             "--vsock",
@@ -406,7 +406,8 @@ mod tests {
             <Flags as clap::CommandFactory>::command().get_arguments().filter(|flag| flag.get_id() != "help").count();
         assert_eq!(EVERYTHING.lines().filter(|line| line.contains(" = ")).count(), count);
         let config = file.resolve().expect("valid");
-        assert_eq!((config.disks.len(), config.disks[1].read_only, config.nets.len()), (2, true, 1));
+        assert_eq!((config.disks.len(), config.nets.len()), (2, 1));
+        assert_eq!((config.disks[1].read_only, config.disks[1].direct), (true, true));
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
         let pager = config.pager;
         assert_eq!((pager.store_limit_bytes, pager.swap_limit_bytes), (256 << 20, 2 << 30));

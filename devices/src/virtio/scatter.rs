@@ -1,6 +1,6 @@
 //! The buffers of a request: guest memory as lists of slices, ready for vectored I/O.
 
-use cistern_memory::Memory;
+use cistern_memory::{GuestRam, Memory, Pin, RamError};
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 
 use super::chain::{Chain, QueueError};
@@ -38,18 +38,35 @@ impl<'m> Buffers<'m> {
             whole = !descriptor.has_next();
             let list = if descriptor.is_write_only() {
                 &mut writable
-            } else if writable.slices.is_empty() {
+            } else if writable.pieces.is_empty() {
                 &mut readable
             } else {
                 return Err(QueueError::ChainOrder);
             };
             let (address, bytes) = (descriptor.addr(), descriptor.len());
             let outside = || QueueError::BufferOutsideMemory { guest_address: address.0, bytes };
+            // A buffer that goes on from one region to the next is two slices.
+            let mut guest_address = address.0;
             for slice in GuestMemoryBackend::get_slices(memory, address, bytes as usize) {
-                list.push(slice.map_err(|_| outside())?);
+                let slice = slice.map_err(|_| outside())?;
+                list.push(guest_address, slice);
+                guest_address += slice.len() as u64;
             }
         }
         if whole { Ok(Self { head_index, readable, writable }) } else { Err(QueueError::ChainBroken) }
+    }
+}
+
+/// A slice of guest memory inside one region, and where the guest has it.
+#[derive(Debug, Clone, Copy)]
+struct Piece<'m> {
+    guest_address: u64,
+    slice: VolatileSlice<'m>,
+}
+
+impl Piece<'_> {
+    fn end(&self) -> u64 {
+        self.guest_address + self.slice.len() as u64
     }
 }
 
@@ -57,16 +74,21 @@ impl<'m> Buffers<'m> {
 /// read from it is copied first and judged after.
 #[derive(Debug, Default, Clone)]
 pub struct Scatter<'m> {
-    slices: Vec<VolatileSlice<'m>>,
-    /// Index of the first slice not consumed.
+    pieces: Vec<Piece<'m>>,
+    /// Index of the first piece not consumed.
     first: usize,
     bytes: usize,
 }
 
 impl<'m> Scatter<'m> {
-    fn push(&mut self, slice: VolatileSlice<'m>) {
+    fn push(&mut self, guest_address: u64, slice: VolatileSlice<'m>) {
         self.bytes += slice.len();
-        self.slices.push(slice);
+        self.pieces.push(Piece { guest_address, slice });
+    }
+
+    /// What is left.
+    fn rest(&self) -> impl Iterator<Item = &VolatileSlice<'m>> {
+        self.pieces[self.first..].iter().map(|piece| &piece.slice)
     }
 
     /// Bytes left.
@@ -81,16 +103,17 @@ impl<'m> Scatter<'m> {
 
     /// Number of slices left.
     pub fn segments(&self) -> usize {
-        self.slices.len() - self.first
+        self.pieces.len() - self.first
     }
 
     /// Skips up to `bytes` bytes.
     pub fn advance(&mut self, bytes: usize) {
         let mut left = bytes.min(self.bytes);
         self.bytes -= left;
-        while let Some(slice) = self.slices.get_mut(self.first) {
+        while let Some(Piece { guest_address, slice }) = self.pieces.get_mut(self.first) {
             if slice.len() > left {
                 *slice = slice.offset(left).expect("the slice is longer than what is skipped");
+                *guest_address += left as u64;
                 break;
             }
             left -= slice.len();
@@ -111,11 +134,11 @@ impl<'m> Scatter<'m> {
     pub fn truncate(&mut self, bytes: usize) {
         let mut left = bytes.min(self.bytes);
         self.bytes = left;
-        for index in self.first..self.slices.len() {
-            let slice = &mut self.slices[index];
+        for index in self.first..self.pieces.len() {
+            let slice = &mut self.pieces[index].slice;
             if slice.len() >= left {
                 *slice = slice.subslice(0, left).expect("the slice is at least as long as what is kept");
-                self.slices.truncate(index + 1);
+                self.pieces.truncate(index + 1);
                 return;
             }
             left -= slice.len();
@@ -125,7 +148,7 @@ impl<'m> Scatter<'m> {
     /// Copies bytes out and consumes them; returns how many there were for `buffer`.
     pub fn read(&mut self, buffer: &mut [u8]) -> usize {
         let mut done = 0;
-        for slice in &self.slices[self.first..] {
+        for slice in self.rest() {
             done += slice.copy_to(&mut buffer[done..]);
         }
         self.advance(done);
@@ -135,7 +158,7 @@ impl<'m> Scatter<'m> {
     /// Copies bytes in and consumes the place; returns how many found a place.
     pub fn write(&mut self, bytes: &[u8]) -> usize {
         let mut done = 0;
-        for slice in &self.slices[self.first..] {
+        for slice in self.rest() {
             let part = slice.len().min(bytes.len() - done);
             slice.copy_from(&bytes[done..done + part]);
             done += part;
@@ -148,15 +171,39 @@ impl<'m> Scatter<'m> {
     /// mapped, which `'m` stands for.
     pub fn append_iovecs(&self, iovecs: &mut Vec<libc::iovec>) {
         iovecs.extend(
-            self.slices[self.first..]
-                .iter()
+            self.rest()
                 .map(|slice| libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }),
         );
+    }
+
+    /// Brings what is left into guest RAM and keeps it there for as long as the pins live: to be held around every call
+    /// that gives these slices to the kernel.
+    ///
+    /// # Errors
+    /// [`RamError::Pin`] when a page has all the pins it can have; none is held then.
+    pub fn pin(&self, ram: &GuestRam) -> Result<Vec<Pin>, RamError> {
+        let mut pins = Vec::with_capacity(self.segments());
+        let mut pieces = self.pieces[self.first..].iter().filter(|piece| !piece.slice.is_empty()).peekable();
+        while let Some(piece) = pieces.next() {
+            // Pieces of one run share a pin, unless a region begins between them: a pin lies in one region.
+            let starts_region = |address| ram.regions().iter().any(|region| region.guest_address == address);
+            let mut end = piece.end();
+            while let Some(next) = pieces.next_if(|next| next.guest_address == end && !starts_region(end)) {
+                end = next.end();
+            }
+            pins.push(ram.pin(piece.guest_address, end - piece.guest_address)?);
+        }
+        Ok(pins)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+    use std::sync::{Arc, Mutex, Weak};
+
+    use cistern_memory::Paging;
+    use cistern_memory::page_table::PageTableError;
     use proptest::prelude::*;
     use vm_memory::{Bytes, GuestAddress};
 
@@ -170,7 +217,7 @@ mod tests {
         let mut addresses = Vec::new();
         for (start, bytes) in pieces {
             let slice = GuestMemoryBackend::get_slice(memory, GuestAddress(*start as u64), *bytes);
-            list.push(slice.expect("inside the memory"));
+            list.push(*start as u64, slice.expect("inside the memory"));
             addresses.extend(*start..start + bytes);
         }
         (list, addresses)
@@ -237,7 +284,72 @@ mod tests {
         let mut iovecs = Vec::new();
         list.append_iovecs(&mut iovecs);
         assert_eq!(iovecs.len(), list.segments());
+        for (iovec, piece) in iovecs.iter().zip(&list.pieces[list.first..]) {
+            assert!(iovec.iov_len == 0 || iovec.iov_base as usize - base == piece.guest_address as usize);
+        }
         iovecs.iter().flat_map(|iovec| (0..iovec.iov_len).map(|at| iovec.iov_base as usize - base + at)).collect()
+    }
+
+    /// Notes what is pinned; refuses page 7.
+    #[derive(Debug, Default)]
+    struct Ledger {
+        pinned: Mutex<Vec<Range<u64>>>,
+        let_go: Mutex<Vec<Range<u64>>>,
+    }
+
+    impl Paging for Ledger {
+        fn discard(&self, _: Range<u64>) -> Result<(), RamError> {
+            unreachable!("nothing is discarded here")
+        }
+
+        fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError> {
+            if gfns.contains(&7) {
+                return Err(PageTableError::TooManyPins { gfn: 7 });
+            }
+            self.pinned.lock().expect("no panic").push(gfns);
+            Ok(())
+        }
+
+        fn unpin(&self, gfns: Range<u64>) {
+            self.let_go.lock().expect("no panic").push(gfns);
+        }
+    }
+
+    #[test]
+    fn each_run_is_pinned_once_and_no_pin_crosses_regions() {
+        const REGION: u64 = 2 << 20;
+        const PAGE: u64 = 4096;
+        let ram = GuestRam::new(&[0..REGION, REGION..2 * REGION]).expect("RAM");
+        let ledger = Arc::new(Ledger::default());
+        let weak: Weak<Ledger> = Arc::downgrade(&ledger);
+        ram.attach(weak);
+        let list = |pieces: &[(u64, usize)]| {
+            let mut list = Scatter::default();
+            for (address, bytes) in pieces {
+                let slice = GuestMemoryBackend::get_slice(ram.memory(), GuestAddress(*address), *bytes);
+                list.push(*address, slice.expect("inside the memory"));
+            }
+            list
+        };
+        let run = [(PAGE + 1, 4095), (2 * PAGE, 0), (2 * PAGE, 1), (2 * PAGE + 1, 4096)];
+        let border = [(REGION - 2, 2), (REGION, 4096)];
+        let mut both = list(&[&run[..], &border].concat());
+        let take = |list: &Mutex<Vec<_>>| std::mem::take(&mut *list.lock().expect("no panic"));
+
+        let pins = both.pin(&ram).expect("not page 7");
+        let expected = vec![1..4, 511..512, 512..513];
+        assert_eq!((take(&ledger.pinned), take(&ledger.let_go)), (expected.clone(), vec![]));
+        drop(pins);
+        assert_eq!((take(&ledger.pinned), take(&ledger.let_go)), (vec![], expected));
+
+        // What was consumed is not pinned any more.
+        both.advance(4096);
+        drop(both.pin(&ram).expect("not page 7"));
+        assert_eq!(take(&ledger.pinned), [2..4, 511..512, 512..513]);
+        take(&ledger.let_go);
+
+        assert!(matches!(list(&[(0, 1), (7 * PAGE, 1)]).pin(&ram), Err(RamError::Pin { .. })));
+        assert_eq!((take(&ledger.pinned), take(&ledger.let_go)), (vec![0..1], vec![0..1]));
     }
 
     #[test]

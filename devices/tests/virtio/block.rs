@@ -9,23 +9,23 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::guest::{BUFFERS, EVENT_IDX, Guest, readable, writable};
 
-const HEADER: u64 = BUFFERS;
-const STATUS: u64 = BUFFERS + 0x100;
-const DATA: u64 = BUFFERS + 0x1000;
+pub const HEADER: u64 = BUFFERS;
+pub const STATUS: u64 = BUFFERS + 0x100;
+pub const DATA: u64 = BUFFERS + 0x1000;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
+pub const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
-const WRITE_ZEROES: u32 = 13;
+pub const DISCARD: u32 = 11;
+pub const WRITE_ZEROES: u32 = 13;
 
-const OK: u8 = 0;
-const IOERR: u8 = 1;
+pub const OK: u8 = 0;
+pub const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
 const FEATURE_RO: u64 = 1 << 5;
-const FEATURE_FLUSH: u64 = 1 << 9;
+pub const FEATURE_FLUSH: u64 = 1 << 9;
 const FEATURE_DISCARD: u64 = 1 << 13;
 const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 
@@ -39,7 +39,11 @@ pub fn image(sectors: u64) -> NamedTempFile {
 }
 
 pub fn disk(path: &Path) -> Guest {
-    let mut guest = Guest::new(Box::new(Block::open(path, false).unwrap()));
+    started(Block::open(path, false).unwrap())
+}
+
+pub fn started(block: Block) -> Guest {
+    let mut guest = Guest::new(Box::new(block));
     guest.start(EVENT_IDX | FEATURE_FLUSH);
     guest
 }
@@ -59,14 +63,14 @@ pub fn read(guest: &mut Guest, sector: u64, bytes: u32) -> (u8, u32) {
 }
 
 /// A request with data from the driver.
-fn send(guest: &mut Guest, kind: u32, sector: u64, data: &[u8]) -> u8 {
+pub fn send(guest: &mut Guest, kind: u32, sector: u64, data: &[u8]) -> u8 {
     put_header(guest, kind, sector);
     guest.put(DATA, data);
     guest.request(0, &[readable(HEADER, 16), readable(DATA, data.len() as u32), writable(STATUS, 1)]);
     guest.get(STATUS, 1)[0]
 }
 
-fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+pub fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
 }
 

@@ -3,6 +3,7 @@
 //! A million steps a device where it is built for release, a quick count else; `HOSTILE_STEPS` says otherwise, and
 //! `HOSTILE_SEED` repeats a run: the seed is printed when one fails.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,7 +21,11 @@ use crate::guest::{
     BUFFERS, Buffer, DRIVER_OK, EVENT_IDX, Guest, INDIRECT, NEEDS_RESET, NEXT, RAM, Ring, VERSION_1, WRITE, readable,
     writable,
 };
+use crate::ledger::Ledger;
 use crate::network::{self, HostEnd};
+
+/// Of so many pins one is refused.
+const REFUSE_EVERY: u64 = 50;
 
 /// Steps between two checks that the device still serves a good driver.
 const CHECK_EVERY: u64 = 1000;
@@ -273,7 +278,8 @@ impl RingAddress for usize {
     }
 }
 
-/// Attacks a device; every now and then resets it and has `serve` check that it still works for a good driver.
+/// Attacks a device, under a pager that refuses some of its pins; every now and then resets it and has `serve` check that
+/// it still works for a good driver.
 fn attack(
     device: Box<dyn VirtioDevice>,
     headers: &dyn Fn(&mut Random, usize) -> Vec<u8>,
@@ -282,12 +288,14 @@ fn attack(
     let steps = setting("HOSTILE_STEPS", if cfg!(debug_assertions) { 20_000 } else { 1_000_000 });
     let seed = setting("HOSTILE_SEED", 1);
     let guest = Guest::new(device);
+    let ledger = Ledger::attach(&guest);
     let name = guest.transport.name().to_owned();
     let watched = Watchdog::new(format!("{name}: hangs with HOSTILE_SEED={seed}"));
     println!("{name}: to repeat: HOSTILE_SEED={seed} HOSTILE_STEPS={steps}");
 
     let mut attack = Attack { guest, random: Random(seed), headers, answers: 0 };
     let mut breaks_seen = 0;
+    ledger.refuse_every(REFUSE_EVERY);
     for step in 1..=steps {
         attack.step();
         watched.progress.fetch_add(1, Ordering::Relaxed);
@@ -299,7 +307,10 @@ fn attack(
             }
             attack.guest.reset();
             assert!(!attack.guest.transport.is_broken());
+            ledger.refuse_every(0);
             serve(&mut attack.guest);
+            ledger.refuse_every(REFUSE_EVERY);
+            ledger.settled();
             assert!(!attack.guest.transport.is_broken(), "step {step}: broken by a good driver");
         }
     }
@@ -370,6 +381,15 @@ fn balloon() {
 
 #[test]
 fn block() {
+    attack_block(|path| Block::open(path, false).unwrap());
+}
+
+#[test]
+fn block_direct() {
+    attack_block(|path| Block::open_direct(path, false).unwrap());
+}
+
+fn attack_block(open: impl FnOnce(&Path) -> Block) {
     // In memory: this is about the device, not about a million flushes of a real disk.
     let file = NamedTempFile::new_in("/dev/shm").unwrap();
     file.as_file().set_len(64 << 10).unwrap();
@@ -384,7 +404,7 @@ fn block() {
         }
         header
     };
-    attack(Box::new(Block::open(file.path(), false).unwrap()), &headers, |guest| {
+    attack(Box::new(open(file.path())), &headers, |guest| {
         guest.start(EVENT_IDX);
         for (kind, buffer) in [(1_u32, readable(BUFFERS + 0x1000, 512)), (0, writable(BUFFERS + 0x2000, 512))] {
             guest.put(BUFFERS, &[&kind.to_le_bytes()[..], &[0; 12], &[0xff]].concat());

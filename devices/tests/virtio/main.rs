@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod block;
+mod direct;
 mod guest;
 mod hostile;
+mod ledger;
 mod net;
 mod network;
+mod pins;
 mod rng;
 mod transport;

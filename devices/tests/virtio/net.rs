@@ -8,32 +8,32 @@ use cistern_devices::virtio::net::{Net, NetCounters};
 use crate::guest::{BUFFERS, EVENT_IDX, Guest, readable, writable};
 use crate::network::{self, HOST_HEADER_BYTES, HostEnd, frame, large_segment};
 
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
+pub const RECEIVE: usize = 0;
+pub const TRANSMIT: usize = 1;
 
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;
 const MAC: u64 = 1 << 5;
 const GUEST_TSO4: u64 = 1 << 7;
 const HOST_TSO4: u64 = 1 << 11;
-const MRG_RXBUF: u64 = 1 << 15;
+pub const MRG_RXBUF: u64 = 1 << 15;
 
-const HEADER: usize = 12;
-const NO_HEADER: [u8; HOST_HEADER_BYTES] = [0; HOST_HEADER_BYTES];
+pub const HEADER: usize = 12;
+pub const NO_HEADER: [u8; HOST_HEADER_BYTES] = [0; HOST_HEADER_BYTES];
 /// Where frames to send are laid out.
-const OUTGOING: u64 = 4 << 20;
+pub const OUTGOING: u64 = 4 << 20;
 
-struct Wire {
-    guest: Guest,
-    host: HostEnd,
-    counters: Arc<NetCounters>,
+pub struct Wire {
+    pub guest: Guest,
+    pub host: Arc<HostEnd>,
+    pub counters: Arc<NetCounters>,
 }
 
-fn wire(features: u64, queue_size: u16) -> Wire {
+pub fn wire(features: u64, queue_size: u16) -> Wire {
     network::make_tap("tap0");
     let net = Net::open("tap0", None).unwrap();
     let counters = net.counters();
-    let host = HostEnd::up("tap0");
+    let host = Arc::new(HostEnd::up("tap0"));
     let mut guest = Guest::new(Box::new(net));
     guest.start_sized(features | EVENT_IDX | MAC, queue_size);
     Wire { guest, host, counters }
@@ -41,7 +41,7 @@ fn wire(features: u64, queue_size: u16) -> Wire {
 
 impl Wire {
     /// Posts `count` receive buffers, one behind the other.
-    fn post(&mut self, count: u64, bytes: u64) {
+    pub fn post(&mut self, count: u64, bytes: u64) {
         for number in 0..count {
             self.guest.submit(RECEIVE, &[writable(BUFFERS + number * bytes, bytes as u32)]);
         }
@@ -49,7 +49,7 @@ impl Wire {
         self.guest.settle();
     }
 
-    fn transmit(&mut self, header: [u8; HEADER], frame: &[u8]) {
+    pub fn transmit(&mut self, header: [u8; HEADER], frame: &[u8]) {
         self.guest.put(OUTGOING, &[&header, frame].concat());
         let split = (HEADER + frame.len() / 3) as u32;
         let rest = (HEADER + frame.len()) as u32 - split;

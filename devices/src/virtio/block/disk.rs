@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::SECTOR_BYTES;
+use super::direct::Direct;
+use super::transfer::{Direction, vectored};
 use crate::virtio::scatter::{MAX_SEGMENTS, Scatter};
 
 /// Why a file cannot be a disk.
@@ -50,6 +52,12 @@ pub enum BlockError {
         /// The file.
         path: PathBuf,
     },
+    /// Its file system always goes through the page cache.
+    #[error("disk {}: its file system has no direct I/O: leave out ',direct' or put it on another one", path.display())]
+    NoDirect {
+        /// The file.
+        path: PathBuf,
+    },
     /// It cannot be locked.
     #[error("disk {}: locking it: {cause}", path.display())]
     Lock {
@@ -64,13 +72,14 @@ pub enum BlockError {
 #[derive(Debug)]
 pub(super) struct Disk {
     file: File,
+    direct: Option<Direct>,
     bytes: u64,
     read_only: bool,
     can_discard: bool,
 }
 
 impl Disk {
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, BlockError> {
+    pub fn open(path: &Path, read_only: bool, direct: bool) -> Result<Self, BlockError> {
         let path = path.to_path_buf();
         // Non-blocking, so that opening a pipe comes back; regular files and block devices do not care.
         let opened = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NONBLOCK).open(&path);
@@ -104,10 +113,17 @@ impl Disk {
         if bytes < SECTOR_BYTES {
             return Err(BlockError::Empty { path });
         }
+        let direct = match direct.then(|| Direct::open(&file, read_only)).transpose() {
+            Ok(direct) => direct,
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => {
+                return Err(BlockError::NoDirect { path });
+            }
+            Err(cause) => return Err(BlockError::Open { path, cause }),
+        };
         // Whether holes can be punched shows behind the end, where there is nothing to lose.
         let punched = fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE, bytes, SECTOR_BYTES);
         let can_discard = !read_only && !punched.is_err_and(|error| is_unsupported(&error));
-        Ok(Self { file, bytes, read_only, can_discard })
+        Ok(Self { file, direct, bytes, read_only, can_discard })
     }
 
     pub fn sectors(&self) -> u64 {
@@ -126,21 +142,48 @@ impl Disk {
         self.can_discard
     }
 
+    /// The unit in which the disk is written best, when that is more than a sector.
+    pub fn block_bytes(&self) -> Option<u32> {
+        self.direct.as_ref().and_then(Direct::block_bytes).filter(|bytes| u64::from(*bytes) > SECTOR_BYTES)
+    }
+
     /// Reads from byte `offset` until `data` is full. What was filled is consumed from `data`, also on error.
     pub fn read(&self, offset: u64, data: &mut Scatter) -> io::Result<()> {
-        transfer(offset, data, |iovecs, offset| {
-            // SAFETY: the iovecs point into guest memory, which outlives this call and holds no Rust references.
-            unsafe { libc::preadv(self.file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32, offset) }
-        })
+        self.transfer(Direction::Read, offset, data)
     }
 
     /// Writes all of `data` at byte `offset`; with `write_through`, onto the medium.
     pub fn write(&self, offset: u64, data: &mut Scatter, write_through: bool) -> io::Result<()> {
-        let flags = if write_through { libc::RWF_DSYNC } else { 0 };
-        transfer(offset, data, |iovecs, offset| {
-            // SAFETY: as in `read`; the kernel only reads what they point to.
-            unsafe { libc::pwritev2(self.file.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32, offset, flags) }
-        })
+        self.transfer(Direction::Write { write_through }, offset, data)
+    }
+
+    /// Makes calls until everything has moved. A call may leave a rest that needs another way than the whole did.
+    fn transfer(&self, direction: Direction, mut offset: u64, data: &mut Scatter) -> io::Result<()> {
+        let mut iovecs = Vec::with_capacity(data.segments());
+        while !data.is_empty() {
+            iovecs.clear();
+            data.append_iovecs(&mut iovecs);
+            let part = &iovecs[..iovecs.len().min(MAX_SEGMENTS)];
+            let moved = match &self.direct {
+                Some(direct) if direct.takes(offset, data.len() as u64) => {
+                    // SAFETY: the iovecs point into guest memory, which outlives this call and holds no Rust references.
+                    unsafe { direct.transfer(direction, data, part, offset) }
+                }
+                // SAFETY: as above.
+                _ => unsafe { vectored(&self.file, direction, part, offset) },
+            };
+            match moved {
+                // The file became shorter than it was when it was opened.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(bytes) => {
+                    data.advance(bytes);
+                    offset += bytes as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Brings everything written onto the medium.
@@ -182,35 +225,6 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
 
 fn is_write_refusal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS))
-}
-
-/// Calls `call` until everything has moved.
-fn transfer(
-    mut offset: u64,
-    data: &mut Scatter,
-    call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
-) -> io::Result<()> {
-    let mut iovecs = Vec::with_capacity(data.segments());
-    while !data.is_empty() {
-        iovecs.clear();
-        data.append_iovecs(&mut iovecs);
-        let part = &iovecs[..iovecs.len().min(MAX_SEGMENTS)];
-        match usize::try_from(call(part, offset as libc::off_t)) {
-            // The file became shorter than it was when it was opened.
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => {
-                data.advance(bytes);
-                offset += bytes as u64;
-            }
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 fn fallocate(file: &File, mode: libc::c_int, offset: u64, bytes: u64) -> io::Result<()> {

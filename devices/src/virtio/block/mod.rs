@@ -1,13 +1,15 @@
 //! The block device (virtio 1.2, section 5.2) over a raw image file or a host block device.
 
+mod direct;
 mod disk;
 mod request;
+mod transfer;
 
 use std::path::Path;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -49,8 +51,20 @@ impl Block {
     /// # Errors
     /// A [`BlockError`], one line that names the file.
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<Self, BlockError> {
-        let path = path.as_ref();
-        let disk = Disk::open(path, read_only)?;
+        Self::open_as(path.as_ref(), read_only, false)
+    }
+
+    /// As [`Block::open`], with transfers that go past the host's page cache: what the guest caches takes no memory of the
+    /// host's a second time. The host still caches blocks that the guest reads or writes in part.
+    ///
+    /// # Errors
+    /// Also [`BlockError::NoDirect`].
+    pub fn open_direct(path: impl AsRef<Path>, read_only: bool) -> Result<Self, BlockError> {
+        Self::open_as(path.as_ref(), read_only, true)
+    }
+
+    fn open_as(path: &Path, read_only: bool, direct: bool) -> Result<Self, BlockError> {
+        let disk = Disk::open(path, read_only, direct)?;
         Ok(Self { name: format!("disk {}", path.display()), serial: serial(path), disk })
     }
 
@@ -72,7 +86,13 @@ impl Block {
         put(0, &self.disk.sectors().to_le_bytes()); // capacity
         put(8, &SEGMENT_BYTES_MAX.to_le_bytes()); // size_max
         put(12, &SEGMENTS_MAX.to_le_bytes()); // seg_max
+        // Always a sector, however large the blocks below are: an image's partition tables count in it.
         put(20, &(SECTOR_BYTES as u32).to_le_bytes()); // blk_size
+        if let Some(block_bytes) = self.disk.block_bytes() {
+            let sectors = block_bytes / SECTOR_BYTES as u32;
+            put(24, &[sectors.ilog2() as u8]); // physical_block_exp
+            put(26, &u16::try_from(sectors).unwrap_or(0).to_le_bytes()); // min_io_size
+        }
         if self.disk.can_discard() {
             put(36, &Limits::DISCARD.sectors.to_le_bytes()); // max_discard_sectors
             put(40, &Limits::DISCARD.segments.to_le_bytes()); // max_discard_seg
@@ -105,6 +125,9 @@ impl VirtioDevice for Block {
             | 1 << VIRTIO_BLK_F_SIZE_MAX
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_BLK_SIZE;
+        if self.disk.block_bytes().is_some() {
+            features |= 1 << VIRTIO_BLK_F_TOPOLOGY;
+        }
         if self.disk.is_read_only() {
             features |= 1 << VIRTIO_BLK_F_RO;
         } else {
@@ -129,7 +152,7 @@ impl VirtioDevice for Block {
         loop {
             while let Some(buffers) = requests.pop_buffers(memory)? {
                 let head_index = buffers.head_index;
-                let answer = request::answer(&self.disk, &self.serial, write_through, buffers)?;
+                let answer = request::answer(&self.disk, &self.serial, write_through, &driver.ram, buffers)?;
                 requests.add_used(memory, head_index, answer.written_bytes)?;
                 event_bytes += answer.work_bytes;
                 if event_bytes >= EVENT_BYTES_MAX {

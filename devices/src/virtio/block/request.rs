@@ -2,6 +2,7 @@
 
 use std::io;
 
+use cistern_memory::{GuestRam, RamError};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -43,6 +44,13 @@ impl From<io::Error> for Failure {
     }
 }
 
+impl From<RamError> for Failure {
+    // The buffers cannot be kept in guest RAM while the kernel uses them.
+    fn from(_: RamError) -> Self {
+        Self::Io
+    }
+}
+
 /// What a request came to.
 pub(super) struct Answer {
     /// Bytes written to the driver's buffers.
@@ -59,6 +67,7 @@ pub(super) fn answer(
     disk: &Disk,
     serial: &[u8],
     write_through: bool,
+    ram: &GuestRam,
     mut buffers: Buffers,
 ) -> Result<Answer, DeviceError> {
     let buffer_bytes = (buffers.readable.len() + buffers.writable.len()) as u64;
@@ -81,8 +90,8 @@ pub(super) fn answer(
         _ => buffer_bytes,
     };
     let result = match kind {
-        VIRTIO_BLK_T_IN => read(disk, sector, &mut data_in),
-        VIRTIO_BLK_T_OUT => write(disk, sector, &mut data_out, write_through),
+        VIRTIO_BLK_T_IN => read(disk, sector, ram, &mut data_in),
+        VIRTIO_BLK_T_OUT => write(disk, sector, ram, &mut data_out, write_through),
         VIRTIO_BLK_T_FLUSH => disk.flush().map_err(Failure::from),
         VIRTIO_BLK_T_GET_ID => {
             data_in.write(serial);
@@ -103,16 +112,18 @@ pub(super) fn answer(
     Ok(Answer { written_bytes: u32::try_from(written_bytes).unwrap_or(u32::MAX), work_bytes })
 }
 
-fn read(disk: &Disk, sector: u64, data: &mut Scatter) -> Result<(), Failure> {
+fn read(disk: &Disk, sector: u64, ram: &GuestRam, data: &mut Scatter) -> Result<(), Failure> {
     let offset = checked_offset(disk, sector, data.len() as u64)?;
+    let _pins = data.pin(ram)?;
     Ok(disk.read(offset, data)?)
 }
 
-fn write(disk: &Disk, sector: u64, data: &mut Scatter, write_through: bool) -> Result<(), Failure> {
+fn write(disk: &Disk, sector: u64, ram: &GuestRam, data: &mut Scatter, write_through: bool) -> Result<(), Failure> {
     if disk.is_read_only() {
         return Err(Failure::Io);
     }
     let offset = checked_offset(disk, sector, data.len() as u64)?;
+    let _pins = data.pin(ram)?;
     Ok(disk.write(offset, data, write_through)?)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
-use cistern_memory::Memory;
+use cistern_memory::{GuestRam, Memory, Pin, RamError};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF};
 
 use super::{FRAME_BYTES_MAX, HEADER_BYTES, Net, RECEIVE};
@@ -32,6 +32,9 @@ struct Wanted {
 #[derive(Default)]
 struct Posted<'m> {
     chains: VecDeque<Buffers<'m>>,
+    /// What keeps the first chains in guest RAM: until they are used, or the event ends. A frame takes few of the chains
+    /// that it could take, so most would be pinned again and again otherwise.
+    pins: VecDeque<Vec<Pin>>,
     bytes: usize,
     segments: usize,
 }
@@ -45,7 +48,8 @@ impl Net {
             enough: if mergeable { FRAME_BYTES_MAX } else { 1 },
             acceptable: if large { FRAME_BYTES_MAX } else { PLAIN_FRAME_BYTES },
         };
-        let memory = driver.ram.memory();
+        let ram = &driver.ram;
+        let memory = ram.memory();
         let queue = &mut driver.queues[RECEIVE];
         let mut posted = Posted::default();
         let mut frames = 0;
@@ -55,27 +59,26 @@ impl Net {
                 break;
             }
             frames += 1;
-            self.receive_frame(queue, memory, &mut posted)?;
+            self.receive_frame(queue, ram, &mut posted)?;
         }
         posted.chains.iter().for_each(|_| queue.undo_pop());
         Ok(queue.notify(memory, &driver.interrupt)?)
     }
 
-    fn receive_frame(
-        &mut self,
-        queue: &mut VirtQueue,
-        memory: &Memory,
-        posted: &mut Posted,
-    ) -> Result<(), DeviceError> {
+    fn receive_frame(&mut self, queue: &mut VirtQueue, ram: &GuestRam, posted: &mut Posted) -> Result<(), DeviceError> {
         let mut iovecs = Vec::with_capacity(posted.segments + 1);
-        posted.chains.iter().for_each(|chain| chain.writable.append_iovecs(&mut iovecs));
+        // Without pins the guest's buffers have no room: the frame is read, and dropped.
+        if posted.pin(ram).is_ok() {
+            posted.chains.iter().for_each(|chain| chain.writable.append_iovecs(&mut iovecs));
+        }
         iovecs.truncate(MAX_SEGMENTS - 1);
         let room = iovecs.iter().map(|iovec| iovec.iov_len).sum::<usize>();
-        // The kernel cuts a frame that is too long in silence; one byte behind the guest's buffers tells.
-        let mut overflow = 0_u8;
-        iovecs.push(libc::iovec { iov_base: (&raw mut overflow).cast(), iov_len: 1 });
-        // SAFETY: all iovecs but the last point into guest memory, which holds no Rust references and outlives `memory`;
-        // the last is a local byte.
+        // The kernel cuts a frame that is too long in silence; what is behind the guest's buffers tells. A header's length of
+        // it, since the kernel takes no less room than that.
+        let mut overflow = [0_u8; HEADER_BYTES];
+        iovecs.push(libc::iovec { iov_base: overflow.as_mut_ptr().cast(), iov_len: overflow.len() });
+        // SAFETY: all iovecs but the last point into guest memory, which holds no Rust references and outlives `ram`; the
+        // last is a local array.
         let read = unsafe { self.tap.read(&iovecs) };
         match read.map_err(|cause| self.host_error(cause))? {
             None => self.tap_ready = false,
@@ -83,7 +86,7 @@ impl Net {
                 self.counters.receive_dropped.fetch_add(1, Ordering::Relaxed);
             }
             Some(bytes) => {
-                posted.use_up(queue, memory, bytes)?;
+                posted.use_up(queue, ram.memory(), bytes)?;
                 self.counters.received.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -113,6 +116,14 @@ impl<'m> Posted<'m> {
         Ok(true)
     }
 
+    /// Pins the chains that are not pinned yet.
+    fn pin(&mut self, ram: &GuestRam) -> Result<(), RamError> {
+        for chain in self.chains.range(self.pins.len()..) {
+            self.pins.push_back(chain.writable.pin(ram)?);
+        }
+        Ok(())
+    }
+
     /// Hands back the chains that hold a frame of `bytes` bytes, all at once: the driver must not see a part of it.
     fn use_up(&mut self, queue: &mut VirtQueue, memory: &Memory, bytes: usize) -> Result<(), DeviceError> {
         let mut used = Vec::new();
@@ -120,6 +131,7 @@ impl<'m> Posted<'m> {
         let mut left = bytes;
         while left > 0 {
             let chain = self.chains.pop_front().expect("the frame was read into these chains");
+            drop(self.pins.pop_front());
             let part = left.min(chain.writable.len());
             left -= part;
             self.bytes -= chain.writable.len();

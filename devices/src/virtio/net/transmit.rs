@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use cistern_memory::GuestRam;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM,
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
@@ -15,14 +16,15 @@ impl Net {
     /// Sends what is on the queue. A frame that cannot be sent is dropped, as on any Ethernet.
     pub(super) fn transmit(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         let features = driver.features;
-        let memory = driver.ram.memory();
+        let ram = &driver.ram;
+        let memory = ram.memory();
         let queue = &mut driver.queues[TRANSMIT];
         loop {
             while let Some(buffers) = queue.pop_buffers(memory)? {
                 if buffers.readable.len() < HEADER_BYTES {
                     return Err(DeviceError::Request("frame shorter than its header"));
                 }
-                let sent = self.transmit_frame(features, buffers.readable);
+                let sent = self.transmit_frame(features, ram, buffers.readable);
                 let counter = if sent { &self.counters.transmitted } else { &self.counters.transmit_dropped };
                 counter.fetch_add(1, Ordering::Relaxed);
                 queue.add_used(memory, buffers.head_index, 0)?;
@@ -35,7 +37,7 @@ impl Net {
     }
 
     /// True when the host took the frame.
-    fn transmit_frame(&self, features: u64, mut frame: Scatter) -> bool {
+    fn transmit_frame(&self, features: u64, ram: &GuestRam, mut frame: Scatter) -> bool {
         if frame.len() > FRAME_BYTES_MAX {
             return false;
         }
@@ -45,6 +47,7 @@ impl Net {
         if frame.is_empty() || frame.segments() >= MAX_SEGMENTS || !header_agreed(features, &mut header) {
             return false;
         }
+        let Ok(_pins) = frame.pin(ram) else { return false };
         let mut iovecs = Vec::with_capacity(1 + frame.segments());
         iovecs.push(libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: header.len() });
         frame.append_iovecs(&mut iovecs);
