@@ -6,14 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use cistern_memory::PAGE_SIZE;
-use userfaultfd::{Event, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+use userfaultfd::{Event, FeatureFlags, RegisterMode, UffdBuilder};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::vm::{FILL_BYTES, Vm};
 
 /// The fill of a VM, answered for; ended when dropped, which must be after the VM.
 pub struct Bare {
-    uffd: Arc<Uffd>,
     start: u64,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -38,28 +37,28 @@ impl Bare {
         assert_eq!(advised, 0);
         let mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
         uffd.register_with_mode(start as *mut libc::c_void, FILL_BYTES as usize, mode).expect("it can be registered");
-        let (uffd, stop) = (Arc::new(uffd), Arc::new(AtomicBool::new(false)));
-        let (served, stopping) = (Arc::clone(&uffd), Arc::clone(&stop));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        // It has the descriptor: closed earlier, waiters would wake onto zeroes.
         let thread = thread::spawn(move || {
-            let mut poll = libc::pollfd { fd: served.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let mut poll = libc::pollfd { fd: uffd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // Nothing is held between two looks, so relaxed operations do.
             while !stopping.load(Ordering::Relaxed) {
                 // SAFETY: one structure, as said. A wait that ends for another reason is begun anew.
                 unsafe { libc::poll(&mut poll, 1, 10) };
-                while let Ok(Some(Event::Pagefault { addr, .. })) = served.read_event() {
+                while let Ok(Some(Event::Pagefault { addr, .. })) = uffd.read_event() {
                     let to = addr as u64 & !(PAGE_SIZE - 1);
                     let from = &pages[(to - start) as usize..][..PAGE_SIZE as usize];
                     // SAFETY: a page of the registered range, where nothing is mapped; the copy is a whole page too.
-                    let copied =
-                        unsafe { served.copy(from.as_ptr().cast(), to as *mut libc::c_void, from.len(), true) };
+                    let copied = unsafe { uffd.copy(from.as_ptr().cast(), to as *mut libc::c_void, from.len(), true) };
                     // Two faults on one page may be on their way: the second finds it there, and is woken.
                     if copied.is_err() {
-                        served.wake(to as *mut libc::c_void, from.len()).expect("it is registered");
+                        uffd.wake(to as *mut libc::c_void, from.len()).expect("it is registered");
                     }
                 }
             }
         });
-        Self { uffd, start, stop, thread: Some(thread) }
+        Self { start, stop, thread: Some(thread) }
     }
 
     /// Drops all pages of the fill.
@@ -76,6 +75,5 @@ impl Drop for Bare {
         self.stop.store(true, Ordering::Relaxed);
         // A panic has been printed.
         let _ = self.thread.take().map(JoinHandle::join);
-        debug_assert_eq!(Arc::strong_count(&self.uffd), 1);
     }
 }
