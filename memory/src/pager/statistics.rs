@@ -161,6 +161,8 @@ pub struct FailureStatistics {
     pub store_full: u64,
     /// Writes to the swap file that failed.
     pub swap_write: u64,
+    /// Writes for which the swap file had no room.
+    pub swap_full: u64,
     /// Growth granted beyond the limit, because nothing more could be evicted.
     pub over_limit_pages: u64,
     /// Growth granted beyond the limit to devices, which do not wait. It is evicted again.
