@@ -7,10 +7,10 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
-use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd};
 
 use crate::mapping::Mapping;
-use crate::userfault::{MOVE, UserfaultError};
+use crate::userfault::{self, MOVE, UserfaultError};
 
 /// Faults read in one go; fewer mean that there are no more.
 pub(super) const EVENTS: usize = 32;
@@ -93,20 +93,13 @@ pub(super) struct Descriptor {
 }
 
 impl Descriptor {
-    /// Opens one that handles faults of the kernel's own accesses too: KVM's and those of system calls are such.
+    /// Opens one, which answers for nothing yet.
     pub fn open(with_move: bool) -> Result<Self, UserfaultError> {
         let mut features = FeatureFlags::PAGEFAULT_FLAG_WP | FeatureFlags::THREAD_ID;
         if with_move {
             features |= MOVE;
         }
-        UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            .user_mode_only(false)
-            .require_features(features)
-            .create()
-            .map(|uffd| Self { uffd, events: Mutex::new(EventBuffer::new(EVENTS)) })
-            .map_err(UserfaultError::from_crate)
+        Ok(Self { uffd: userfault::open(features)?, events: Mutex::new(EventBuffer::new(EVENTS)) })
     }
 
     fn transfer(&self, request: libc::c_ulong, to: u64, from: u64, bytes: u64) -> Progress {

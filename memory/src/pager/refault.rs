@@ -13,6 +13,7 @@ use crate::store::{PAGE_BYTES, Page};
 
 use super::PagerFailure;
 use super::config::EvictionMethod;
+use super::descriptor::Progress;
 use super::frames::bytes;
 use super::paged::{Kernel, Paged};
 use super::streams::WINDOW_PAGES_MAX;
@@ -89,73 +90,65 @@ impl Paged {
 
     fn copy_pages(&self, gfns: Range<u64>, from: *const u8, may_exist: bool) -> Result<(), PagerFailure> {
         let Kernel { frames, port, .. } = self.kernel();
-        let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
-        while next < gfns.end {
-            let offset = (next - gfns.start) as usize * PAGE_BYTES;
-            let pages = together.min(gfns.end - next);
-            let progress = port.copy(frames.ram_address(next), from.wrapping_add(offset), pages * PAGE_SIZE);
-            next += progress.bytes / PAGE_SIZE;
-            let Some(cause) = progress.cause else {
-                together *= 2;
-                continue;
-            };
-            if crosses_border(&cause, pages) {
-                self.counters.retried.add(1);
-                together = pages / 2;
-                continue;
-            }
-            if progress.bytes > 0 {
-                attempts = 0;
-                continue;
-            }
+        let copy = |part: &Range<u64>| {
+            let offset = (part.start - gfns.start) as usize * PAGE_BYTES;
+            port.copy(frames.ram_address(part.start), from.wrapping_add(offset), bytes(part))
+        };
+        self.insist(&gfns, copy, |gfn, cause| {
             // There is a page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
             let answered = matches!(cause.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) || !self.table.is_armed();
-            match self.remedy(cause, &mut attempts) {
-                Remedy::Again => {}
-                Remedy::GiveUp(_) if may_exist && answered => {
-                    self.wake(next);
-                    next += 1;
-                    attempts = 0;
-                }
-                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
+            if !may_exist || !answered {
+                return Err(lost(gfn, cause));
             }
-        }
-        Ok(())
+            self.wake(gfn);
+            Ok(())
+        })
     }
 
     /// Moves pages back from aside.
     fn move_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
         let Kernel { frames, port, marks, .. } = self.kernel();
         marks.remove_all(gfns.clone());
+        let move_in = |part: &Range<u64>| {
+            port.move_pages(frames.ram_address(part.start), frames.side_address(part.start), bytes(part))
+        };
+        self.insist(gfns, move_in, |gfn, cause| {
+            // The page is where it was unless the kernel says that it is not there, or looked no further than where it is to
+            // go: then reading it might hang.
+            if matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EEXIST)) {
+                return Err(lost(gfn, cause));
+            }
+            self.copy_back(&(gfn..gfn + 1))
+        })
+    }
+
+    /// Makes a call for a range of pages, again and again from where it got to. A page for which it fails for good is left
+    /// to `otherwise`.
+    fn insist(
+        &self,
+        gfns: &Range<u64>,
+        call: impl Fn(&Range<u64>) -> Progress,
+        otherwise: impl Fn(u64, io::Error) -> Result<(), PagerFailure>,
+    ) -> Result<(), PagerFailure> {
         let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
         while next < gfns.end {
-            let pages = together.min(gfns.end - next);
-            let progress = port.move_pages(frames.ram_address(next), frames.side_address(next), pages * PAGE_SIZE);
+            let part = next..gfns.end.min(next + together);
+            let progress = call(&part);
             next += progress.bytes / PAGE_SIZE;
             let Some(cause) = progress.cause else {
                 together *= 2;
                 continue;
             };
+            let pages = part.end - part.start;
             if crosses_border(&cause, pages) {
                 self.counters.retried.add(1);
                 together = pages / 2;
-                continue;
-            }
-            if progress.bytes > 0 {
+            } else if progress.bytes > 0 {
                 attempts = 0;
-                continue;
-            }
-            // The page is where it was unless the kernel says that it is not there, or looked no further than where it is to
-            // go: then reading it might hang.
-            let is_there = !matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EEXIST));
-            match self.remedy(cause, &mut attempts) {
-                Remedy::Again => {}
-                Remedy::GiveUp(_) if is_there => {
-                    self.copy_back(&(next..next + 1))?;
-                    next += 1;
-                    attempts = 0;
-                }
-                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
+            } else if let Remedy::GiveUp(cause) = self.remedy(cause, &mut attempts) {
+                otherwise(next, cause)?;
+                next += 1;
+                attempts = 0;
             }
         }
         Ok(())
@@ -177,8 +170,8 @@ impl Paged {
         match cause.raw_os_error() {
             // The address space is changing, or a page is looked at by the kernel at this moment.
             Some(libc::EAGAIN | libc::EBUSY) if *attempts < ATTEMPTS => thread::yield_now(),
-            // Nothing is lost while the page has its old home; the guest waits until the host has memory.
-            // A VM that is ending waits for it too, but not for ever.
+            // Nothing is lost while the page has its old home: the guest waits until the host has memory. A VM that is ending
+            // waits for it too, but not for ever.
             Some(libc::ENOMEM | libc::EAGAIN) if !self.is_stopping() || *attempts < STOPPING_ATTEMPTS => {
                 thread::sleep(PAUSE);
             }
