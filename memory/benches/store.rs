@@ -4,6 +4,9 @@
 //! rounds, on one thread: other work on the machine only ever adds to them. Single steps run on pages that are in the
 //! cache, the whole way on pages that are not.
 
+#[path = "common/mix.rs"]
+mod mix;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -11,7 +14,9 @@ use cistern_memory::store::codec::{Block, Codec, Compressor, DEFAULT_LIMIT_BYTES
 use cistern_memory::store::compressed::{CompressedStore, Handle};
 use cistern_memory::store::duplicate::{DuplicateIndex, Released, ShareId};
 use cistern_memory::store::{Home, PAGE_BYTES, Page, zero};
-use cistern_probe::content::{self, Identity, Kind, PAGE_WORDS};
+use cistern_probe::content::Kind;
+
+use mix::{kind_of, mixed};
 
 const ROUNDS: usize = 7;
 /// Pages of the mix.
@@ -195,26 +200,4 @@ fn compressed(codec: Codec, pages: &[&Page]) -> Vec<(Vec<u8>, u32)> {
         .iter()
         .filter_map(|page| compressor.compress(page).map(|block| (block.bytes.to_vec(), block.checksum)))
         .collect()
-}
-
-fn kind_of(page: u32) -> Kind {
-    match page % 10 {
-        0 | 1 => Kind::Zero,
-        2 | 3 => Kind::Dup,
-        4..=7 => Kind::Text,
-        _ => Kind::Random,
-    }
-}
-
-/// Page `number` of the mix; every duplicate is there four times.
-fn mixed(number: u32) -> Page {
-    let kind = kind_of(number);
-    let mut words = [0; PAGE_WORDS];
-    let identity = Identity { kind, seed: 7, page: number, duplicate: number / 40, writes: 1 };
-    content::write(&mut words, &identity);
-    let mut page = [0; PAGE_BYTES];
-    for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
-    }
-    page
 }

@@ -13,5 +13,6 @@ pub mod store;
 mod userfault;
 
 pub use balloon::{Balloon, BalloonStatistics};
+pub use mapping::MappingError;
 pub use ram::{GuestRam, Memory, PAGE_SIZE, Paging, Pin, RamError, RamRegion};
 pub use userfault::{UserfaultError, UserfaultSupport};

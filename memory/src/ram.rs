@@ -4,14 +4,13 @@
 //! Nothing is populated here: a page costs the host nothing until the guest or a device first touches it.
 
 use std::fmt;
-use std::io;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock, Weak};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
-use crate::mapping::{HUGE_PAGE_SIZE, Mapping};
+use crate::mapping::{HUGE_PAGE_SIZE, Mapping, MappingError};
 use crate::page_table::PageTableError;
 
 /// Size of a page, the unit in which guest memory is mapped and given back.
@@ -23,14 +22,9 @@ pub type Memory = GuestMemoryMmap<()>;
 /// Why guest RAM could not be made or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
-    /// The host refused the mapping.
-    #[error("guest RAM: mapping {} MiB: {cause}: use a smaller --memory, or raise 'ulimit -v'", bytes >> 20)]
-    Map {
-        /// Size asked for.
-        bytes: u64,
-        /// What the kernel said.
-        cause: io::Error,
-    },
+    /// The host refused the mapping, or advice on it.
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
     /// A range is empty, unaligned or overlaps another.
     #[error("guest RAM: bad layout at {guest_address:#x}, {bytes} bytes")]
     Layout {
@@ -46,14 +40,6 @@ pub enum RamError {
         guest_address: u64,
         /// Its length.
         bytes: u64,
-    },
-    /// The kernel refused advice on the mapping.
-    #[error("guest RAM: madvise({advice}): {cause}")]
-    Advise {
-        /// The advice by its kernel name.
-        advice: &'static str,
-        /// What the kernel said.
-        cause: io::Error,
     },
     /// The pager cannot hold a page for a device.
     #[error("guest RAM: pinning {guest_address:#x}, {bytes} bytes: {cause}")]
@@ -72,7 +58,7 @@ pub trait Paging: Send + Sync + fmt::Debug {
     /// Drops pages in whatever form they are held; they read as zero when this returns.
     ///
     /// # Errors
-    /// [`RamError::Advise`].
+    /// [`RamError::Mapping`].
     fn discard(&self, gfns: Range<u64>) -> Result<(), RamError>;
 
     /// Brings pages into guest RAM and keeps them there until as many calls of [`Paging::unpin`].
@@ -127,7 +113,7 @@ impl GuestRam {
     /// Maps RAM for the given guest-physical ranges (ascending, 2 MiB aligned starts, whole pages). No page is populated.
     ///
     /// # Errors
-    /// [`RamError::Layout`] for unusable ranges, [`RamError::Map`] when the host cannot map that much.
+    /// [`RamError::Layout`] for unusable ranges, [`RamError::Mapping`] when the host cannot map that much.
     pub fn new(ranges: &[Range<u64>]) -> Result<Arc<Self>, RamError> {
         let mut total_bytes: usize = 0;
         let mut previous_end = 0;
@@ -199,7 +185,7 @@ impl GuestRam {
     /// what a balloon or free page reporting does with pages the guest does not need.
     ///
     /// # Errors
-    /// [`RamError::NotRam`] when the range is not whole pages inside one region, [`RamError::Advise`] when the kernel
+    /// [`RamError::NotRam`] when the range is not whole pages inside one region, [`RamError::Mapping`] when the kernel
     /// refuses; nothing was given back then.
     pub fn discard(&self, guest_address: u64, bytes: u64) -> Result<(), RamError> {
         if !guest_address.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) || bytes == 0 {
@@ -242,13 +228,13 @@ impl GuestRam {
     /// Drops pages of one region from the mapping, whoever else may know of them.
     ///
     /// # Errors
-    /// [`RamError::Advise`].
+    /// [`RamError::Mapping`].
     pub(crate) fn drop_pages(&self, gfns: Range<u64>) -> Result<(), RamError> {
         let host = self.host_address(gfns.start).ok_or(RamError::NotRam {
             guest_address: gfns.start * PAGE_SIZE,
             bytes: (gfns.end - gfns.start) * PAGE_SIZE,
         })?;
-        self.mapping.drop_pages(host, (gfns.end - gfns.start) * PAGE_SIZE)
+        Ok(self.mapping.drop_pages(host, (gfns.end - gfns.start) * PAGE_SIZE)?)
     }
 
     /// Where a page lies in this process; `None` when it is not RAM.
@@ -286,6 +272,8 @@ impl RamRegion {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use vm_memory::Bytes;
 
     use super::*;
@@ -370,6 +358,6 @@ mod tests {
             assert!(matches!(GuestRam::new(ranges), Err(RamError::Layout { .. })), "{ranges:?}");
         }
         let error = GuestRam::new(&[0..1 << 60]).expect_err("more than any address space");
-        assert!(matches!(error, RamError::Map { .. }), "{error}");
+        assert!(matches!(error, RamError::Mapping(MappingError::Map { .. })), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-use userfaultfd::{FeatureFlags, UffdBuilder};
+use userfaultfd::{FeatureFlags, Uffd, UffdBuilder};
 
 /// The device that lets a process without privileges handle its own kernel-mode faults (kernel 6.1 and later).
 const DEVICE: &str = "/dev/userfaultfd";
@@ -60,29 +60,25 @@ pub(crate) const MOVE: FeatureFlags = FeatureFlags::from_bits_retain(1 << 16);
 
 /// The kernel refuses the handshake when it lacks a feature that is asked for, and says nothing else about it.
 fn offers(feature: FeatureFlags) -> Result<bool, UserfaultError> {
-    let open = |features| {
-        UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            .user_mode_only(false)
-            .require_features(features)
-            .create()
-    };
     match open(feature) {
         Ok(_) => Ok(true),
         // Without any feature it must work: what fails then is the permission, not the feature.
-        Err(_) => open(FeatureFlags::empty()).map(|_| false).map_err(UserfaultError::from_crate),
+        Err(_) => open(FeatureFlags::empty()).map(|_| false),
     }
 }
 
-impl UserfaultError {
-    /// What the crate says about a userfaultfd it could not open.
-    pub(crate) fn from_crate(error: userfaultfd::Error) -> Self {
-        match error {
-            userfaultfd::Error::OpenDevUserfaultfd(cause) => Self::Open { cause },
-            cause => Self::Handshake { cause },
-        }
-    }
+/// Opens a userfaultfd that handles faults of the kernel's own accesses too: KVM's and those of system calls are such.
+pub(crate) fn open(features: FeatureFlags) -> Result<Uffd, UserfaultError> {
+    UffdBuilder::new()
+        .close_on_exec(true)
+        .non_blocking(true)
+        .user_mode_only(false)
+        .require_features(features)
+        .create()
+        .map_err(|error| match error {
+            userfaultfd::Error::OpenDevUserfaultfd(cause) => UserfaultError::Open { cause },
+            cause => UserfaultError::Handshake { cause },
+        })
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! What the integration tests and benches of Cistern share.
 
 pub mod control;
+pub mod cycles;
 pub mod debian;
 pub mod guests;
 pub mod initramfs;
 pub mod lab;
 pub mod namespace;
+pub mod paged;
 pub mod process;
 pub mod qemu;
 pub mod smaps;
 pub mod terminal;
 pub mod tiny;
+pub mod watch;

@@ -202,10 +202,14 @@ impl Balloon {
     fn take_reported(&mut self, chain: Chain<'_>, ram: &GuestRam) -> Result<(), DeviceError> {
         // The iterator ends in silence where a chain is malformed; a chain is whole when its last descriptor says so.
         let mut whole = false;
+        let mut left_bytes = ram.size_bytes();
         for (count, buffer) in chain.enumerate() {
-            if count == MAX_SEGMENTS {
+            // No page is free twice. Beyond that a chain could keep the device busy for minutes.
+            let left = left_bytes.checked_sub(buffer.len().into());
+            let Some(left) = left.filter(|_| count < MAX_SEGMENTS) else {
                 return Err(QueueError::ChainTooLong.into());
-            }
+            };
+            left_bytes = left;
             whole = !buffer.has_next();
             if !buffer.is_write_only() {
                 continue;

@@ -17,10 +17,10 @@
 //! after bad pages and 2 after an error.
 
 use cistern_probe::PAGE_SIZE;
-use cistern_probe::fills::{KindMix, MAX_FILLS};
+use cistern_probe::fills::{MAX_FILLS, Recipe};
 use cistern_probe::holdings::{Holding, Holdings};
 use cistern_probe::json::Line;
-use cistern_probe::program::{Cursor, Program, Spoil, Step};
+use cistern_probe::program::{Cursor, Program, Span, Spoil, Step};
 
 use crate::balloon::Balloon;
 use crate::console::{fail, print};
@@ -77,13 +77,18 @@ impl Runner {
         let mut cursor = Cursor::default();
         while let Some(step) = cursor.next(program) {
             match step {
-                Step::Fill { pages, kinds, seed } => self.fill(pages, kinds, seed),
+                Step::Fill { pages, recipe, seed } => self.fill(pages, recipe, seed),
                 Step::Verify => self.verify(),
-                Step::Walk { pages, milliseconds, distribution, write_percent } => {
+                Step::Walk { pages, span, distribution, write_percent } => {
                     self.walks += 1;
-                    let deadline = self.world.clock.after(milliseconds * NANOSECONDS_PER_MILLISECOND);
+                    let (deadline, touches) = match span {
+                        Span::Milliseconds(milliseconds) => {
+                            (self.world.clock.after(milliseconds * NANOSECONDS_PER_MILLISECOND), u64::MAX)
+                        }
+                        Span::Touches(touches) => (u64::MAX, touches),
+                    };
                     self.need_filled("walk", pages);
-                    let job = Job::Walk { pages, distribution, write_percent, deadline, seed: self.walks };
+                    let job = Job::Walk { pages, distribution, write_percent, deadline, touches, seed: self.walks };
                     let mut line = Line::phase("walk");
                     line.text("dist", distribution.name());
                     self.measure(job, pages, &mut line);
@@ -116,7 +121,7 @@ impl Runner {
         }
     }
 
-    fn fill(&mut self, pages: u32, kinds: KindMix, seed: u64) {
+    fn fill(&mut self, pages: u32, recipe: Recipe, seed: u64) {
         let (world, background) = (&mut self.world, &mut self.background);
         let first = world.fills.pages();
         let left = world.pool.pages() - first;
@@ -134,7 +139,7 @@ impl Runner {
                 fail(format_args!("fill: {pages} pages asked, the balloon does not give them back"));
             }
         }
-        if !world.fills.push(pages, kinds, seed) {
+        if !world.fills.push(pages, recipe, seed) {
             fail(format_args!("fill: more than {MAX_FILLS} fills"));
         }
         for range in world.pool.prefix(border) {

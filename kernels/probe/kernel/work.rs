@@ -64,6 +64,8 @@ pub enum Job {
         write_percent: u8,
         /// Counter value at which to stop.
         deadline: u64,
+        /// Touches after which to stop, all processors' together.
+        touches: u64,
         /// Sets this walk apart from others.
         seed: u64,
     },
@@ -86,8 +88,16 @@ pub struct Share {
 impl Share {
     /// This processor's pages of the first `pages`: where they start, and how many.
     fn slice(self, pages: u32) -> (u32, u32) {
-        let border = |number: u32| (u64::from(pages) * u64::from(number) / u64::from(self.of)) as u32;
-        (border(self.number), border(self.number + 1) - border(self.number))
+        (self.border(pages.into(), self.number) as u32, self.part(pages.into()) as u32)
+    }
+
+    /// How much of a whole is this processor's.
+    fn part(self, whole: u64) -> u64 {
+        self.border(whole, self.number + 1) - self.border(whole, self.number)
+    }
+
+    fn border(self, whole: u64, number: u32) -> u64 {
+        (u128::from(whole) * u128::from(number) / u128::from(self.of)) as u64
     }
 }
 
@@ -116,6 +126,16 @@ impl Worker {
     }
 }
 
+/// A processor's share of a walk.
+struct Walk {
+    start: u32,
+    write_percent: u8,
+    deadline: u64,
+    touches: u64,
+    chooser: Chooser,
+    random: Generator,
+}
+
 /// A processor's share of a job.
 pub struct Work<'a> {
     /// The pages.
@@ -134,9 +154,17 @@ impl Work<'_> {
             Job::Fill { first, pages } => self.fill(first, pages, pause),
             Job::Verify => self.verify(pause),
             Job::Touch { pages } => self.touch(pages, pause),
-            Job::Walk { pages, distribution, write_percent, deadline, seed } => {
-                let seed = mix(seed, self.share.number.into());
-                self.walk(pages, distribution, write_percent, deadline, Generator::new(seed), pause);
+            Job::Walk { pages, distribution, write_percent, deadline, touches, seed } => {
+                let (start, count) = self.share.slice(pages);
+                let walk = Walk {
+                    start,
+                    write_percent,
+                    deadline,
+                    touches: if count == 0 { 0 } else { self.share.part(touches) },
+                    chooser: Chooser::new(distribution, count),
+                    random: Generator::new(mix(seed, self.share.number.into())),
+                };
+                self.walk(walk, pause);
             }
         }
     }
@@ -172,25 +200,14 @@ impl Work<'_> {
         }
     }
 
-    fn walk(
-        &mut self,
-        pages: u32,
-        distribution: Distribution,
-        write_percent: u8,
-        deadline: u64,
-        mut random: Generator,
-        pause: &mut impl FnMut(),
-    ) {
-        let (start, count) = self.share.slice(pages);
-        if count == 0 {
-            return;
-        }
-        let mut chooser = Chooser::new(distribution, count);
+    fn walk(&mut self, mut walk: Walk, pause: &mut impl FnMut()) {
         let mut now = 0;
-        while now < deadline {
+        while now < walk.deadline && walk.touches > 0 {
             pause();
-            let page = start + chooser.next(&mut random);
-            now = if random.below(100) < write_percent.into() { self.write(page) } else { self.read(page) };
+            let page = walk.start + walk.chooser.next(&mut walk.random);
+            let writes = walk.random.below(100) < walk.write_percent.into();
+            now = if writes { self.write(page) } else { self.read(page) };
+            walk.touches -= 1;
         }
     }
 
@@ -216,7 +233,7 @@ impl Work<'_> {
     fn write(&mut self, page: u32) -> u64 {
         let old = self.world.identity(page);
         // Counts never come back to 0, which would be a page that was never filled.
-        let new = Identity { writes: old.writes.checked_add(1).unwrap_or(1), ..old };
+        let new = self.world.fills.identity(page, old.writes.checked_add(1).unwrap_or(1));
         let header = new.header();
         let word = self.world.content(page).cast::<u64>();
         // SAFETY: as in `read`; aligned.
@@ -225,7 +242,9 @@ impl Work<'_> {
         let found = first.swap(header[0], Ordering::Relaxed);
         let after = time_stamp();
         self.worker.latencies.record(after - before);
-        if found != old.first_word() {
+        if old.churned {
+            self.remake(page, found, &old, &new);
+        } else if found != old.first_word() {
             first.store(found, Ordering::Relaxed);
             self.diagnose(page, &old);
             first.store(header[0], Ordering::Relaxed);
@@ -237,6 +256,20 @@ impl Work<'_> {
         self.world.counts.set(page, new.writes);
         self.worker.writes += 1;
         after
+    }
+
+    /// Makes a churned page anew, of which the first word was `found`. Nothing of the old one would be left for a verify to
+    /// find fault with, so all of it is looked at here.
+    fn remake(&mut self, page: u32, found: u64, old: &Identity, new: &Identity) {
+        let content = self.world.content(page);
+        // SAFETY: a filled page, this processor's alone for this job.
+        unsafe { (*content)[0] = found };
+        // SAFETY: as above; each reference is gone before the next.
+        if !content::matches(unsafe { &*content }, old) {
+            self.diagnose(page, old);
+        }
+        // SAFETY: as above.
+        content::write(unsafe { &mut *content }, new);
     }
 
     #[cold]

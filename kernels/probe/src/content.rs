@@ -13,6 +13,17 @@
 //! | random | header, incompressible words | new header, same body |
 //!
 //! A page found all zero that must not be is called stale: zero is what it held before its first fill.
+//!
+//! A **churned** page is made anew by every write, of another kind each time, body and all:
+//!
+//! | kind | every time |
+//! |---|---|
+//! | zero | all zero |
+//! | dup | header and body from the duplicate's number alone; many pages of a guest share a number |
+//! | text | header, words of a smaller vocabulary that follow from the write count too (lz4 below 0.40) |
+//! | random | header, incompressible words that follow from the write count too |
+//!
+//! Whose a churned duplicate or zero page was cannot be told: a churned page that holds one is called stale.
 
 use crate::random::{Generator, mix};
 
@@ -73,20 +84,23 @@ pub struct Identity {
     pub duplicate: u32,
     /// How often the page was written; 1 after the fill. 0 never occurs.
     pub writes: u32,
+    /// Whether every write makes the page anew.
+    pub churned: bool,
 }
 
 impl Identity {
     /// The header of this page.
     #[inline]
     pub const fn header(&self) -> [u64; HEADER_WORDS] {
-        if matches!(self.kind, Kind::Zero) && self.writes == 1 {
+        let is_as_filled = self.churned || self.writes == 1;
+        if matches!(self.kind, Kind::Zero) && is_as_filled {
             return [0; HEADER_WORDS];
         }
         // A duplicate, as filled, must not depend on whose it is.
-        let shared = matches!(self.kind, Kind::Dup) && self.writes == 1;
-        let (seed, page) = if shared { (0, 0) } else { (self.seed, self.page) };
-        let owner = page as u64 | (self.kind as u64) << 32;
-        let version = self.writes as u64 | (self.duplicate as u64) << 32;
+        let shared = matches!(self.kind, Kind::Dup) && is_as_filled;
+        let (seed, page, writes) = if shared { (0, 0, 1) } else { (self.seed, self.page, self.writes) };
+        let owner = page as u64 | (self.kind as u64) << 32 | (self.churned as u64) << CHURNED_BIT;
+        let version = writes as u64 | (self.duplicate as u64) << 32;
         let proof = prove(seed, owner, version);
         [proof, seed ^ mix(proof, 1), owner ^ mix(proof, 2), version ^ mix(proof, 3)]
     }
@@ -97,12 +111,21 @@ impl Identity {
         self.header()[0]
     }
 
-    /// Where the body's words come from; the same for every write count.
+    /// Where the body's words come from; the same for every write count unless the page is churned.
     const fn body_seed(&self) -> u64 {
         match self.kind {
             Kind::Dup => mix(self.duplicate as u64, Kind::Dup as u64),
-            _ => mix(mix(self.seed, self.kind as u64), self.page as u64),
+            _ => {
+                let seed = mix(mix(self.seed, self.kind as u64), self.page as u64);
+                if self.churned { mix(seed, self.writes as u64) } else { seed }
+            }
         }
+    }
+
+    /// Words that are chosen from.
+    const fn vocabulary_mask(&self) -> u64 {
+        // Fewer where every page that compresses must do so well enough to be kept that way.
+        if self.churned { 15 } else { 63 }
     }
 
     /// Reads an identity out of a header; `None` if the header proves none. An all-zero header proves none.
@@ -111,16 +134,21 @@ impl Identity {
         let seed = header[1] ^ mix(proof, 1);
         let owner = header[2] ^ mix(proof, 2);
         let version = header[3] ^ mix(proof, 3);
-        let kind = Kind::from_number(owner >> 32)?;
+        let churned = owner >> CHURNED_BIT & 1 != 0;
+        let kind = Kind::from_number((owner & !(1 << CHURNED_BIT)) >> 32)?;
         (prove(seed, owner, version) == proof).then_some(Self {
             kind,
             seed,
             page: owner as u32,
             duplicate: (version >> 32) as u32,
             writes: version as u32,
+            churned,
         })
     }
 }
+
+/// The bit of a header's owner word, above page and kind, that says that the page is churned.
+const CHURNED_BIT: u32 = 40;
 
 /// The word that proves the other three of a header; odd, so never zero.
 const fn prove(seed: u64, owner: u64, version: u64) -> u64 {
@@ -164,12 +192,13 @@ fn for_each_body_word(identity: &Identity, mut word: impl FnMut(usize, u64)) {
         }
         Kind::Dup | Kind::Text => {
             let mut generator = Generator::new(identity.body_seed());
+            let mask = identity.vocabulary_mask();
             let mut at = HEADER_WORDS;
             while at < PAGE_WORDS {
                 let mut choices = generator.next();
                 let end = if at + CHOICES < PAGE_WORDS { at + CHOICES } else { PAGE_WORDS };
                 while at < end {
-                    word(at, VOCABULARY_WORDS[(choices & 63) as usize]);
+                    word(at, VOCABULARY_WORDS[(choices & mask & 63) as usize]);
                     choices >>= 6;
                     at += 1;
                 }
@@ -260,8 +289,10 @@ fn damage(page: &Page, identity: &Identity) -> Damage {
     if !matches(page, &found) {
         return Damage::Corrupt;
     }
-    let unowned_duplicate = found.kind == Kind::Dup && found.writes == 1;
-    let same_page = if unowned_duplicate {
+    let unowned_duplicate = found.kind == Kind::Dup && (found.churned || found.writes == 1);
+    let same_page = if unowned_duplicate && found.churned {
+        identity.churned
+    } else if unowned_duplicate {
         identity.kind == Kind::Dup && found.duplicate == identity.duplicate
     } else {
         found.seed == identity.seed && found.page == identity.page
@@ -277,7 +308,12 @@ mod tests {
     const KINDS: [Kind; 4] = [Kind::Zero, Kind::Dup, Kind::Text, Kind::Random];
 
     fn identity(kind: Kind, seed: u64, page: u32, writes: u32) -> Identity {
-        Identity { kind, seed, page, duplicate: if kind == Kind::Dup { page / 3 } else { 0 }, writes }
+        let duplicate = if kind == Kind::Dup { page / 3 } else { 0 };
+        Identity { kind, seed, page, duplicate, writes, churned: false }
+    }
+
+    fn churned(kind: Kind, seed: u64, page: u32, writes: u32) -> Identity {
+        Identity { churned: true, ..identity(kind, seed, page, writes) }
     }
 
     fn made(identity: &Identity) -> Page {
@@ -305,7 +341,7 @@ mod tests {
 
     #[test]
     fn duplicates_are_equal_in_every_guest_and_different_in_one() {
-        let ours = Identity { kind: Kind::Dup, seed: 1, page: 10, duplicate: 4, writes: 1 };
+        let ours = Identity { kind: Kind::Dup, seed: 1, page: 10, duplicate: 4, writes: 1, churned: false };
         let theirs = Identity { seed: 2, page: 77, ..ours };
         assert_eq!(made(&ours), made(&theirs));
         assert_ne!(made(&ours), made(&Identity { duplicate: 5, ..ours }));
@@ -326,6 +362,33 @@ mod tests {
     }
 
     #[test]
+    fn churned_pages_are_made_anew_by_every_write() {
+        for writes in [1, 2, 77] {
+            assert_eq!(made(&churned(Kind::Zero, 1, 5, writes)), [0; PAGE_WORDS]);
+            let dup = churned(Kind::Dup, 1, 5, writes);
+            assert_eq!(made(&dup), made(&Identity { seed: 2, page: 9, writes: 4, ..dup }), "nobody's own");
+            assert_ne!(made(&dup), made(&Identity { duplicate: dup.duplicate + 1, ..dup }));
+            for kind in [Kind::Text, Kind::Random] {
+                let (now, later) = (made(&churned(kind, 1, 5, writes)), made(&churned(kind, 1, 5, writes + 4)));
+                let same = now.iter().zip(&later).filter(|(one, other)| one == other).count();
+                assert!(same < PAGE_WORDS / 4, "{kind:?}: {same} words are what they were");
+            }
+        }
+    }
+
+    #[test]
+    fn churned_text_compresses_well_and_random_does_not() {
+        for page in 0..2_000 {
+            for kind in [Kind::Text, Kind::Dup] {
+                let ratio = lz4_ratio(&made(&churned(kind, 7, page, 1 + page % 9)));
+                assert!((0.20..0.40).contains(&ratio), "{kind:?} page {page}: {ratio}");
+            }
+            let random = lz4_ratio(&made(&churned(Kind::Random, 7, page, 1 + page % 9)));
+            assert!(random > 1.0, "random page {page}: {random}");
+        }
+    }
+
+    #[test]
     fn a_page_lost_to_zeroes_is_stale() {
         for kind in KINDS {
             let expected = identity(kind, 3, 9, 2);
@@ -337,8 +400,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_written_matches(kind in 0..4usize, seed: u64, page: u32, writes in 1..u32::MAX) {
-            let identity = identity(KINDS[kind], seed, page, writes);
+        fn what_was_written_matches(
+            kind in 0..4usize, seed: u64, page: u32, writes in 1..u32::MAX, churned: bool,
+        ) {
+            let identity = Identity { churned, ..identity(KINDS[kind], seed, page, writes) };
             let content = made(&identity);
             prop_assert!(matches(&content, &identity));
             prop_assert_eq!(diagnose(&content, &identity), None);
@@ -353,6 +418,28 @@ mod tests {
             let found = made(&identity(KINDS[kind], seed, page, now.saturating_sub(back).max(1)));
             prop_assert!(!matches(&found, &expected));
             prop_assert_eq!(diagnose(&found, &expected).map(|fault| fault.damage), Some(Damage::Stale));
+        }
+
+        #[test]
+        fn an_earlier_content_of_a_churned_page_is_stale(
+            kind in 0..4usize, earlier_kind in 0..4usize, seed: u64, page: u32, now in 2..1_000_000u32,
+            back in 1..50u32,
+        ) {
+            let expected = churned(KINDS[kind], seed, page, now);
+            let earlier = churned(KINDS[earlier_kind], seed, page, now.saturating_sub(back).max(1));
+            // Zero pages and duplicates are the same every time.
+            prop_assume!(!(kind == earlier_kind && kind < 2));
+            prop_assert_eq!(diagnose(&made(&earlier), &expected).map(|fault| fault.damage), Some(Damage::Stale));
+        }
+
+        #[test]
+        fn another_churned_page_is_foreign(
+            kind in 0..4usize, other_kind in 2..4usize, seed: u64, page in 0..1000u32, writes in 1..5u32,
+            other_page in 1000..2000u32,
+        ) {
+            let expected = churned(KINDS[kind], seed, page, writes);
+            let other = made(&churned(KINDS[other_kind], seed, other_page, writes));
+            prop_assert_eq!(diagnose(&other, &expected).map(|fault| fault.damage), Some(Damage::Foreign));
         }
 
         #[test]
@@ -371,8 +458,9 @@ mod tests {
         #[test]
         fn a_flipped_bit_is_corrupt(
             kind in 0..4usize, seed: u64, page: u32, writes in 1..5u32, word in 0..PAGE_WORDS, bit in 0..64u32,
+            churned: bool,
         ) {
-            let expected = identity(KINDS[kind], seed, page, writes);
+            let expected = Identity { churned, ..identity(KINDS[kind], seed, page, writes) };
             let mut content = made(&expected);
             content[word] ^= 1 << bit;
             let fault = diagnose(&content, &expected);

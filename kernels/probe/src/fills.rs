@@ -18,6 +18,35 @@ pub struct KindMix {
     pub random: u8,
 }
 
+/// What a fill makes its pages of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipe {
+    /// Every page keeps its kind.
+    Mix(KindMix),
+    /// Pages take turns: zero, dup, text, random, on by one with every write; neighbours are at different turns.
+    Churn,
+}
+
+impl From<KindMix> for Recipe {
+    fn from(kinds: KindMix) -> Self {
+        Self::Mix(kinds)
+    }
+}
+
+/// Different duplicates of all churned pages.
+const CHURNED_DUPLICATES: u32 = 64;
+
+/// The kind of a churned page, and its number if it is a duplicate.
+const fn turn(page: u32, writes: u32) -> (Kind, u32) {
+    let turn = page.wrapping_add(writes);
+    match turn % 4 {
+        0 => (Kind::Zero, 0),
+        1 => (Kind::Dup, turn / 4 % CHURNED_DUPLICATES),
+        2 => (Kind::Text, 0),
+        _ => (Kind::Random, 0),
+    }
+}
+
 /// Pages after which the pattern of kinds repeats; every block has exactly the given percentages.
 const BLOCK: u32 = 100;
 
@@ -49,9 +78,20 @@ impl KindMix {
 struct Fill {
     first_page: u32,
     pages: u32,
-    kinds: KindMix,
+    recipe: Recipe,
     seed: u64,
     first_duplicate: u32,
+}
+
+impl Fill {
+    /// Duplicates of its own, a started block counted whole.
+    const fn duplicates(&self) -> u32 {
+        match self.recipe {
+            Recipe::Mix(kinds) => kinds.duplicates(self.pages),
+            // Shared by everybody.
+            Recipe::Churn => 0,
+        }
+    }
 }
 
 /// All fills in force, end to end from page 0.
@@ -70,13 +110,8 @@ impl Default for Fills {
 impl Fills {
     /// Nothing filled.
     pub const fn new() -> Self {
-        const NONE: Fill = Fill {
-            first_page: 0,
-            pages: 0,
-            kinds: KindMix { zero: 100, dup: 0, text: 0, random: 0 },
-            seed: 0,
-            first_duplicate: 0,
-        };
+        const ZERO: KindMix = KindMix { zero: 100, dup: 0, text: 0, random: 0 };
+        const NONE: Fill = Fill { first_page: 0, pages: 0, recipe: Recipe::Mix(ZERO), seed: 0, first_duplicate: 0 };
         Self { fills: [NONE; MAX_FILLS], count: 0 }
     }
 
@@ -90,14 +125,14 @@ impl Fills {
 
     /// Adds a fill behind the last; false if there are [`MAX_FILLS`] already or the page numbers run out.
     #[must_use]
-    pub fn push(&mut self, pages: u32, kinds: KindMix, seed: u64) -> bool {
+    pub fn push(&mut self, pages: u32, recipe: impl Into<Recipe>, seed: u64) -> bool {
         let first_page = self.pages();
         if self.count == MAX_FILLS || first_page.checked_add(pages).is_none() {
             return false;
         }
         let first_duplicate =
-            self.fills[..self.count].last().map_or(0, |last| last.first_duplicate + last.kinds.duplicates(last.pages));
-        self.fills[self.count] = Fill { first_page, pages, kinds, seed, first_duplicate };
+            self.fills[..self.count].last().map_or(0, |last| last.first_duplicate + last.duplicates());
+        self.fills[self.count] = Fill { first_page, pages, recipe: recipe.into(), seed, first_duplicate };
         self.count += 1;
         true
     }
@@ -122,13 +157,17 @@ impl Fills {
             at += 1;
         }
         let fill = &self.fills[at];
+        let Recipe::Mix(kinds) = fill.recipe else {
+            let (kind, duplicate) = turn(page, writes);
+            return Identity { kind, seed: fill.seed, page, duplicate, writes, churned: true };
+        };
         let nth = page - fill.first_page;
-        let (kind, before) = fill.kinds.kind(nth);
+        let (kind, before) = kinds.kind(nth);
         let duplicate = match kind {
-            Kind::Dup => fill.first_duplicate + nth / BLOCK * fill.kinds.dup as u32 + before,
+            Kind::Dup => fill.first_duplicate + nth / BLOCK * kinds.dup as u32 + before,
             _ => 0,
         };
-        Identity { kind, seed: fill.seed, page, duplicate, writes }
+        Identity { kind, seed: fill.seed, page, duplicate, writes, churned: false }
     }
 }
 
@@ -138,6 +177,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    const KINDS: [Kind; 4] = [Kind::Zero, Kind::Dup, Kind::Text, Kind::Random];
     const MIX: KindMix = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
 
     fn duplicates(fills: &Fills) -> Vec<u32> {
@@ -178,6 +218,28 @@ mod tests {
         theirs.sort_unstable();
         assert_eq!(ours, (0..200).collect::<Vec<_>>());
         assert_eq!(theirs, (0..300).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn churned_pages_take_turns() {
+        let mut fills = Fills::new();
+        assert!(fills.push(100, MIX, 1) && fills.push(1_024, Recipe::Churn, 7) && fills.push(100, MIX, 1));
+        for page in 100..1_124 {
+            let kinds: BTreeSet<u8> = (1..5).map(|writes| fills.identity(page, writes).kind as u8).collect();
+            assert_eq!(kinds.len(), 4, "page {page}");
+            assert_eq!(fills.identity(page, 9).kind, fills.identity(page + 1, 8).kind);
+            assert!(fills.identity(page, 3).churned);
+        }
+        let of = |kind| (100..1_124).map(|page| fills.identity(page, 1)).filter(move |identity| identity.kind == kind);
+        assert!(KINDS.iter().all(|&kind| of(kind).count() == 256));
+        let numbers: BTreeSet<u32> = of(Kind::Dup).map(|identity| identity.duplicate).collect();
+        assert_eq!(numbers, (0..CHURNED_DUPLICATES).collect(), "each is shared by several pages");
+        // They take no numbers from the others, and are none of theirs.
+        let behind = (1_124..1_224).map(|page| fills.identity(page, 1));
+        let behind: BTreeSet<u32> =
+            behind.filter(|identity| identity.kind == Kind::Dup).map(|identity| identity.duplicate).collect();
+        assert_eq!(behind, (20..40).collect());
+        assert!(!fills.identity(99, 1).churned && !fills.identity(1_124, 1).churned);
     }
 
     #[test]

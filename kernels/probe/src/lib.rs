@@ -3,7 +3,7 @@
 //! This library is everything about it that needs no machine: pure functions and plain bookkeeping, without `std` and
 //! without allocation, so that the kernel (`kernel/main.rs`) and tests on the host run the same code.
 //!
-//! - [`program`]: the little language of the command line; [`cmdline`] finds it there;
+//! - [`program`]: the little language of the command line, with `options` for its steps; [`cmdline`] finds it there;
 //!   [`quantity`]: its numbers.
 //! - [`content`]: what a page must hold, and what is wrong with one that does not; [`fills`] says which page is what.
 //! - [`pool`]: which guest-physical pages there are; [`holdings`]: which of them are free, clean or in the balloon.
@@ -19,6 +19,7 @@ pub mod histogram;
 pub mod holdings;
 pub mod json;
 pub mod mp_table;
+mod options;
 pub mod pool;
 pub mod program;
 pub mod quantity;

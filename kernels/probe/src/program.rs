@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! program = step { ";" step }
-//! step    = "fill:" SIZE { "," ("zero" | "dup" | "text" | "random") "=" PERCENT | "," "seed=" NUMBER }
+//! step    = "fill:" SIZE { "," ("zero" | "dup" | "text" | "random") "=" PERCENT | "," "seed=" NUMBER | ",churn" }
 //!         | "verify"
-//!         | "walk:" SIZE { ",secs=" SECONDS | ",dist=" ("uniform" | "zipf" | "sequential") | ",write=" PERCENT }
+//!         | "walk:" SIZE { ",secs=" SECONDS | ",touches=" NUMBER | ",write=" PERCENT
+//!                           | ",dist=" ("uniform" | "zipf" | "sequential") }
 //!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
 //!         | "free:" SIZE [ ",silent" ]
 //!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
@@ -12,13 +13,16 @@
 //!         | "exit" [ ":" NUMBER ]
 //! ```
 //! A SIZE is a number of bytes, or of K, M or G, rounded up to pages. SECONDS may have a fraction. A fill whose kinds
-//! are not given is random. `damage` spoils a filled page, so that a test can see `verify` report it. `exit:N` writes N
+//! are not given is random. With `churn` pages are of all kinds in turn: every write makes its page anew, of the next kind,
+//! and first compares all of it with what it must be; duplicates are shared inside the guest. A walk ends after its
+//! seconds, one unless it says otherwise, or after so many touches of all processors together. `damage` spoils a filled page, so that a test can see `verify` report it. `exit:N` writes N
 //! to port 0xf4 before the reset.
 
 use core::fmt;
 
 use crate::distribution::Distribution;
-use crate::fills::KindMix;
+use crate::fills::Recipe;
+use crate::options::{damage, fill, free, idle, no_options, walk};
 use crate::quantity::{milliseconds, number, size};
 
 /// Steps a program may have, loops and their ends included.
@@ -37,6 +41,15 @@ pub enum Spoil {
     Flip,
 }
 
+/// How long a walk goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// For a time.
+    Milliseconds(u64),
+    /// For so many touches of all processors together.
+    Touches(u64),
+}
+
 /// One thing to do. Sizes are in pages, times in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -45,7 +58,7 @@ pub enum Step {
         /// How many.
         pages: u32,
         /// With what.
-        kinds: KindMix,
+        recipe: Recipe,
         /// Made from this.
         seed: u64,
     },
@@ -56,7 +69,7 @@ pub enum Step {
         /// The first so many filled pages.
         pages: u32,
         /// For how long.
-        milliseconds: u64,
+        span: Span,
         /// In which order.
         distribution: Distribution,
         /// Share of touches that write.
@@ -255,127 +268,10 @@ fn split_outside_parentheses(text: &str, separator: u8) -> (&str, Option<&str>) 
     (text, None)
 }
 
-/// Calls `set(option, key, value)` for every option; it answers whether it knows the key.
-fn for_each_option<'a>(
-    options: Option<&'a str>,
-    mut set: impl FnMut(&'a str, &'a str, Option<&'a str>) -> Result<bool, ParseError<'a>>,
-) -> Result<(), ParseError<'a>> {
-    let Some(options) = options else { return Ok(()) };
-    for option in options.split(',').map(str::trim) {
-        let (key, value) = match option.split_once('=') {
-            Some((key, value)) => (key.trim(), Some(value.trim())),
-            None => (option, None),
-        };
-        if !set(option, key, value)? {
-            return Err(ParseError { near: option, cause: "unknown option" });
-        }
-    }
-    Ok(())
-}
-
-fn no_options(options: Option<&str>, step: Step) -> Result<Step, ParseError<'_>> {
-    for_each_option(options, |_, _, _| Ok(false)).map(|()| step)
-}
-
-fn value<'a>(option: &'a str, value: Option<&'a str>) -> Result<&'a str, ParseError<'a>> {
-    value.ok_or(ParseError { near: option, cause: "a value is missing" })
-}
-
-fn fill(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
-    let (mut kinds, mut seed) = ([0u8; 4], 0);
-    let mut any_kind = false;
-    for_each_option(options, |option, key, given| {
-        let at = match key {
-            "zero" => 0,
-            "dup" => 1,
-            "text" => 2,
-            "random" => 3,
-            "seed" => {
-                seed = number(value(option, given)?, u64::MAX)?;
-                return Ok(true);
-            }
-            _ => return Ok(false),
-        };
-        kinds[at] = number(value(option, given)?, 100)? as u8;
-        any_kind = true;
-        Ok(true)
-    })?;
-    if !any_kind {
-        kinds[3] = 100;
-    }
-    if kinds.iter().map(|&percent| u32::from(percent)).sum::<u32>() != 100 {
-        return Err(ParseError { near: options.unwrap_or_default(), cause: "the kinds do not sum to 100 percent" });
-    }
-    let [zero, dup, text, random] = kinds;
-    Ok(Step::Fill { pages, kinds: KindMix { zero, dup, text, random }, seed })
-}
-
-fn walk(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
-    let (mut duration, mut distribution, mut write_percent) = (1000, Distribution::Uniform, 0);
-    for_each_option(options, |option, key, given| {
-        match key {
-            "secs" => duration = milliseconds(value(option, given)?)?,
-            "write" => write_percent = number(value(option, given)?, 100)? as u8,
-            "dist" => {
-                distribution = match value(option, given)? {
-                    "uniform" => Distribution::Uniform,
-                    "zipf" => Distribution::Zipf,
-                    "sequential" | "seq" => Distribution::Sequential,
-                    _ => return Err(ParseError { near: option, cause: "unknown distribution" }),
-                }
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    })?;
-    Ok(Step::Walk { pages, milliseconds: duration, distribution, write_percent })
-}
-
-fn idle(duration: u64, options: Option<&str>) -> Result<Step, ParseError<'_>> {
-    let (mut touch_pages, mut every) = (0, 1000);
-    for_each_option(options, |option, key, given| {
-        match key {
-            "touch" => touch_pages = size(value(option, given)?)?,
-            "every" => every = milliseconds(value(option, given)?)?,
-            _ => return Ok(false),
-        }
-        if every == 0 {
-            return Err(ParseError { near: option, cause: "every=0 is not idle" });
-        }
-        Ok(true)
-    })?;
-    Ok(Step::Idle { milliseconds: duration, touch_pages, every_milliseconds: every })
-}
-
-fn free(pages: u32, options: Option<&str>) -> Result<Step, ParseError<'_>> {
-    let mut silent = false;
-    for_each_option(options, |_, key, given| {
-        silent |= key == "silent" && given.is_none();
-        Ok(key == "silent" && given.is_none())
-    })?;
-    Ok(Step::Free { pages, silent })
-}
-
-fn damage<'a>(spoil: &'a str, options: Option<&'a str>) -> Result<Step, ParseError<'a>> {
-    let spoil = match spoil {
-        "stale" => Spoil::Stale,
-        "foreign" => Spoil::Foreign,
-        "flip" => Spoil::Flip,
-        _ => return Err(ParseError { near: spoil, cause: "unknown damage" }),
-    };
-    let mut page = 0;
-    for_each_option(options, |option, key, given| {
-        if key == "page" {
-            page = number(value(option, given)?, u32::MAX.into())? as u32;
-        }
-        Ok(key == "page")
-    })?;
-    Ok(Step::Damage { spoil, page })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fills::KindMix;
     use proptest::prelude::*;
 
     fn parsed(text: &str) -> Vec<Step> {
@@ -386,17 +282,18 @@ mod tests {
     fn the_whole_grammar_is_understood() {
         let text = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7; verify;walk:32M,secs=5,dist=zipf,write=30;\
                     idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:2,(idle:1));\
-                    damage:flip,page=3;exit:7";
+                    damage:flip,page=3;fill:4K,churn,seed=2;walk:4K,touches=9,write=100;walk:4K;exit:7";
         let kinds = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
+        let walk = |pages, span, distribution, write_percent| Step::Walk { pages, span, distribution, write_percent };
         let idle = |milliseconds, touch_pages, every_milliseconds| Step::Idle {
             milliseconds,
             touch_pages,
             every_milliseconds,
         };
         let expected = [
-            Step::Fill { pages: 16_384, kinds, seed: 7 },
+            Step::Fill { pages: 16_384, recipe: kinds.into(), seed: 7 },
             Step::Verify,
-            Step::Walk { pages: 8_192, milliseconds: 5_000, distribution: Distribution::Zipf, write_percent: 30 },
+            walk(8_192, Span::Milliseconds(5_000), Distribution::Zipf, 30),
             idle(2_000, 0, 1_000),
             idle(250, 1, 1_500),
             Step::Free { pages: 262_144, silent: true },
@@ -408,6 +305,9 @@ mod tests {
             Step::End,
             Step::End,
             Step::Damage { spoil: Spoil::Flip, page: 3 },
+            Step::Fill { pages: 1, recipe: Recipe::Churn, seed: 2 },
+            walk(1, Span::Touches(9), Distribution::Uniform, 100),
+            walk(1, Span::Milliseconds(1_000), Distribution::Uniform, 0),
             Step::Exit { code: Some(7) },
         ];
         assert_eq!(parsed(text), expected);
@@ -438,6 +338,10 @@ mod tests {
             ("fill:1M,zero=50,pink=50", "pink=50", "unknown option"),
             ("fill:1M,zero", "zero", "a value is missing"),
             ("fill:1M,zero=+100", "+100", "not a number in range"),
+            ("fill:1M,churn=1", "churn=1", "unknown option"),
+            ("fill:1M,churn,zero=100", "churn,zero=100", "churned pages have all kinds in turn"),
+            ("walk:1M,secs=1,touches=5", "touches=5", "a walk has one end"),
+            ("walk:1M,touches=", "", "not a number in range"),
             ("verify:3", "verify:3", "unknown step"),
             ("walk:1M,dist=poisson", "dist=poisson", "unknown distribution"),
             ("walk:1M,secs=1.", "1.", "not a number of seconds"),

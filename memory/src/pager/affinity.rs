@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn the_cpu_is_found_behind_any_name() {
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 \
-                    33 34 35 36 5 38 39";
+                    33 34 35 5 37 38 39";
         assert_eq!(parse_cpu(stat), Some(5));
         assert_eq!(parse_cpu("7 (a) S 1 2"), None);
         // SAFETY: the call takes nothing and cannot fail.

@@ -3,31 +3,23 @@
 //! Arming, classifying and opening never overlap; the write lock of `arming` sees to it. A page that is dropped from an
 //! open VM behind the page table's back is dropped under the read lock.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
+use crate::mapping::MappingError;
 use crate::page_table::State;
-use crate::ram::{GuestRam, PAGE_SIZE, RamError};
+use crate::ram::{GuestRam, PAGE_SIZE};
 use crate::userfault::{UserfaultError, UserfaultSupport};
 
 use super::PagerError;
+use super::classify;
 use super::config::EvictionMethod;
 use super::descriptor::{Descriptor, FaultPort};
-use super::frames::Frames;
+use super::frames::{Frames, bytes};
 use super::marks::Marks;
 use super::paged::{Kernel, Paged};
-
-/// What the kernel says of each page: 64 bits, of which the top two are present and swapped
-/// (Documentation/admin-guide/mm/pagemap.rst).
-const PAGEMAP: &str = "/proc/self/pagemap";
-const PRESENT_OR_SWAPPED: u64 = 3 << 62;
-
-/// Pages classified with one read.
-const CLASSIFIED_PAGES: u64 = 8192;
 
 impl Kernel {
     /// Opens the userfaultfd and makes the side mapping. `port` stands a fault injector in the descriptor's place.
@@ -63,42 +55,42 @@ impl Paged {
         let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
         self.may_open.store(false, Ordering::Relaxed);
         if self.table.is_armed() {
-            return Ok(());
+            return self.classify_all();
         }
         let Kernel { frames, port, .. } = self.kernel();
         let mapping = frames.ram().mapping();
         // A huge page would hold memory of pages that have left, and khugepaged fill holes. Kernels without huge pages
         // refuse this, and need it not.
         match mapping.advise("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE) {
-            Ok(()) | Err(RamError::Advise { .. }) => {}
+            Ok(()) | Err(MappingError::Advise { .. }) => {}
             Err(other) => return Err(other.into()),
         }
         port.register(mapping).map_err(|cause| UserfaultError::Register { cause })?;
         self.table.arm();
-        for region in frames.ram().regions() {
-            self.classify(region.gfns()).map_err(|cause| PagerError::Classify { cause })?;
+        self.is_classified.store(false, Ordering::Relaxed);
+        self.classify_all()
+    }
+
+    /// Finds out which pages there are, unless that is known. The caller holds `arming`.
+    fn classify_all(&self) -> Result<(), PagerError> {
+        if !self.is_classified.load(Ordering::Relaxed) {
+            for region in self.kernel().frames.ram().regions() {
+                self.classify(region.gfns()).map_err(|cause| PagerError::Classify { cause })?;
+            }
+            self.is_classified.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Finds out which pages of an armed VM there are.
     fn classify(&self, gfns: Range<u64>) -> io::Result<()> {
-        let pagemap = File::open(PAGEMAP)?;
-        let mut entries = vec![0; (CLASSIFIED_PAGES * 8) as usize];
-        let mut next = gfns.start;
-        while next < gfns.end {
-            let count = CLASSIFIED_PAGES.min(gfns.end - next);
-            let bytes = &mut entries[..(count * 8) as usize];
-            pagemap.read_exact_at(bytes, self.kernel().frames.ram_address(next) / PAGE_SIZE * 8)?;
-            let (words, _) = bytes.as_chunks::<8>();
-            for (gfn, word) in (next..).zip(words) {
-                if u64::from_ne_bytes(*word) & PRESENT_OR_SWAPPED != 0 {
-                    let _ = self.table.mark_present(gfn..gfn + 1, self.stamp());
-                }
-            }
-            next += count;
-        }
-        Ok(())
+        let frames = &self.kernel().frames;
+        let start = frames.ram_address(gfns.start);
+        classify::for_each_mapped(start..start + bytes(&gfns), |addresses| {
+            let first = gfns.start + (addresses.start - start) / PAGE_SIZE;
+            let pages = (addresses.end - addresses.start) / PAGE_SIZE;
+            self.table.mark_present(first..first + pages, self.stamp()).expect("the range is RAM");
+        })
     }
 
     /// Opens the VM again if it may be and no page is out. Nothing happens otherwise.
@@ -111,7 +103,15 @@ impl Paged {
             return;
         }
         let _arming = self.arming.write().unwrap_or_else(PoisonError::into_inner);
-        if self.table.is_armed() && self.may_open.load(Ordering::Relaxed) && self.table.open().is_ok() {
+        if !self.table.is_armed() || !self.may_open.load(Ordering::Relaxed) {
+            return;
+        }
+        // A page that is in motion keeps the VM armed, and those looked at before it are forgotten.
+        self.is_classified.store(false, Ordering::Relaxed);
+        if self.table.open().is_err() {
+            // What fails now is tried with the next limit.
+            let _ = self.classify_all();
+        } else {
             let Kernel { frames, port, marks, .. } = self.kernel();
             marks.clear();
             // It wakes everybody: from here on the kernel answers. What it refuses leaves a VM whose first touches are still

@@ -75,7 +75,9 @@ pub(super) struct Counters {
     pub retried: Counter,
     pub store_full: Counter,
     pub swap_write_failed: Counter,
+    pub swap_full: Counter,
     pub over_limit_pages: Counter,
+    pub device_pages: Counter,
 }
 
 impl Counters {
@@ -109,7 +111,9 @@ impl Counters {
             retried: Counter::default(),
             store_full: Counter::default(),
             swap_write_failed: Counter::default(),
+            swap_full: Counter::default(),
             over_limit_pages: Counter::default(),
+            device_pages: Counter::default(),
         }
     }
 
@@ -166,7 +170,9 @@ impl Counters {
             retried: self.retried.get(),
             store_full: self.store_full.get(),
             swap_write: self.swap_write_failed.get(),
+            swap_full: self.swap_full.get(),
             over_limit_pages: self.over_limit_pages.get(),
+            device_pages: self.device_pages.get(),
         }
     }
 }

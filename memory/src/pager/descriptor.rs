@@ -5,14 +5,15 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Mutex, PoisonError};
 
-use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uffd};
 
 use crate::mapping::Mapping;
-use crate::userfault::{MOVE, UserfaultError};
+use crate::userfault::{self, MOVE, UserfaultError};
 
-/// Faults read in one go.
-const EVENTS: usize = 32;
+/// Faults read in one go; fewer mean that there are no more.
+pub(super) const EVENTS: usize = 32;
 
 /// `_IOWR(0xaa, 0x03, struct uffdio_copy)`.
 const UFFDIO_COPY: libc::c_ulong = ioctl_number(0x03, size_of::<CopyArguments>());
@@ -85,26 +86,20 @@ pub(super) trait FaultPort: Send + Sync {
 }
 
 /// A real userfaultfd.
-#[derive(Debug)]
 pub(super) struct Descriptor {
     uffd: Uffd,
+    /// Where faults are read to: one thread reads.
+    events: Mutex<EventBuffer>,
 }
 
 impl Descriptor {
-    /// Opens one that handles faults of the kernel's own accesses too: KVM's and those of system calls are such.
+    /// Opens one, which answers for nothing yet.
     pub fn open(with_move: bool) -> Result<Self, UserfaultError> {
         let mut features = FeatureFlags::PAGEFAULT_FLAG_WP | FeatureFlags::THREAD_ID;
         if with_move {
             features |= MOVE;
         }
-        UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            .user_mode_only(false)
-            .require_features(features)
-            .create()
-            .map(|uffd| Self { uffd })
-            .map_err(UserfaultError::from_crate)
+        Ok(Self { uffd: userfault::open(features)?, events: Mutex::new(EventBuffer::new(EVENTS)) })
     }
 
     fn transfer(&self, request: libc::c_ulong, to: u64, from: u64, bytes: u64) -> Progress {
@@ -122,7 +117,7 @@ impl Descriptor {
 
 impl FaultPort for Descriptor {
     fn read(&self, faults: &mut Vec<Fault>) -> io::Result<()> {
-        let mut buffer = EventBuffer::new(EVENTS);
+        let mut buffer = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         let events = match self.uffd.read_events(&mut buffer) {
             Ok(events) => events,
             Err(error) => return not_yet(from_crate(error)),

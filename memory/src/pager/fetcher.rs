@@ -1,7 +1,6 @@
 //! The threads that read pages from the swap file, so that faults on other pages are answered meanwhile.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::page_table::{Claim, Place, Refaulting, Stored};
@@ -9,66 +8,29 @@ use crate::store::codec::Decompressor;
 use crate::store::swap::Slot;
 
 use super::PagerFailure;
-use super::counters::Source;
 use super::paged::{Paged, source_of};
+use super::reads::Job;
 use super::refault::Batch;
 
 /// Threads: what a disk does at a time is bounded by the depth of its queue, and a second reader keeps it busy while the
 /// first one maps.
 pub(super) const THREADS: usize = 2;
 
-/// Pages to be read, ascending. Whoever has the job owns their claims.
-#[derive(Debug)]
-pub(super) struct Job {
-    /// All of them stored.
-    pub claims: Vec<Claim<Refaulting>>,
-    /// The page that was asked for, when the fault was read. The others come along.
-    pub asked: Option<(u64, Instant)>,
-}
-
-/// Jobs that wait for a reader. Each is a fault that waits, so there are no more than the guest's CPUs can have.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    jobs: Mutex<(VecDeque<Job>, bool)>,
-    changed: Condvar,
-}
-
-impl Queue {
-    pub fn push(&self, job: Job) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).0.push_back(job);
-        self.changed.notify_one();
-    }
-
-    /// No more jobs come; those there are will be done.
-    pub fn close(&self) {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-        self.changed.notify_all();
-    }
-
-    /// The next job; `None` when the queue is closed and empty.
-    fn pop(&self) -> Option<Job> {
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |jobs: &mut (VecDeque<Job>, bool)| jobs.0.is_empty() && !jobs.1;
-        self.changed.wait_while(jobs, idle).unwrap_or_else(PoisonError::into_inner).0.pop_front()
-    }
-}
-
 /// One reader.
 pub(super) struct Fetcher {
     paged: Arc<Paged>,
-    queue: Arc<Queue>,
     batch: Batch,
     decompressor: Decompressor,
 }
 
 impl Fetcher {
-    pub fn new(paged: Arc<Paged>, queue: Arc<Queue>) -> Self {
-        Self { paged, queue, batch: Batch::default(), decompressor: Decompressor::new() }
+    pub fn new(paged: Arc<Paged>) -> Self {
+        Self { paged, batch: Batch::default(), decompressor: Decompressor::new() }
     }
 
     /// Works until the queue is closed.
     pub fn run(mut self) {
-        while let Some(job) = self.queue.pop() {
+        while let Some(job) = self.paged.readers.pop() {
             if let Err(failure) = self.fetch(job) {
                 self.paged.fail(&failure);
             }
@@ -77,7 +39,6 @@ impl Fetcher {
 
     /// Brings the pages of a job in: runs that lie together in the file as well as in memory in one go.
     fn fetch(&mut self, job: Job) -> Result<(), PagerFailure> {
-        let asked_gfn = job.asked.map(|(gfn, _)| gfn);
         let paged = Arc::clone(&self.paged);
         let mut claims = job.claims.into_iter().map(|claim| (slot_of(&paged, &claim), claim)).peekable();
         while let Some((slot, claim)) = claims.next() {
@@ -92,10 +53,7 @@ impl Fetcher {
                     run.push(claim);
                 }
             }
-            self.fetch_run(slot, run, asked_gfn)?;
-        }
-        if let Some((_, since)) = job.asked {
-            self.paged.counters.came(Source::Swapped, Some(since.elapsed()));
+            self.fetch_run(slot, run, job.asked)?;
         }
         Ok(())
     }
@@ -104,44 +62,49 @@ impl Fetcher {
         &mut self,
         slot: Option<Slot>,
         run: Vec<Claim<Refaulting>>,
-        asked: Option<u64>,
+        asked: Option<(u64, Instant)>,
     ) -> Result<(), PagerFailure> {
         let swap = self.paged.homes.swap.as_ref();
         let read = match (slot, swap) {
             (Some(slot), Some(swap)) if run.len() > 1 => swap.read(slot, &mut self.batch.buffers(run.len())).is_ok(),
             _ => false,
         };
-        if read {
-            let around = run.iter().filter(|claim| Some(claim.gfn()) != asked).count();
-            for claim in run {
-                let Place::Stored(stored) = claim.kind().from else { unreachable!("a job holds stored pages") };
-                self.batch.push(claim, stored);
-            }
-            self.batch.flush(&self.paged)?;
-            self.paged.counters.came_along(Source::Swapped, around as u64);
-            return Ok(());
+        if !read {
+            // Alone each page shows whether it can be had.
+            return run.into_iter().try_for_each(|claim| self.fetch_one(claim, asked));
         }
-        // Alone each page shows whether it can be had.
-        run.into_iter().try_for_each(|claim| self.fetch_one(claim, asked))
+        let pages: Vec<(u64, Place)> = run.iter().map(|claim| (claim.gfn(), claim.kind().from)).collect();
+        run.into_iter().for_each(|claim| self.batch.push(claim));
+        self.batch.flush(&self.paged)?;
+        pages.into_iter().for_each(|(gfn, from)| self.count(gfn, from, asked));
+        Ok(())
     }
 
-    fn fetch_one(&mut self, claim: Claim<Refaulting>, asked: Option<u64>) -> Result<(), PagerFailure> {
-        let Place::Stored(stored) = claim.kind().from else { unreachable!("a job holds stored pages") };
-        let is_asked = asked == Some(claim.gfn());
+    fn fetch_one(&mut self, claim: Claim<Refaulting>, asked: Option<(u64, Instant)>) -> Result<(), PagerFailure> {
+        let (gfn, from) = (claim.gfn(), claim.kind().from);
+        let Place::Stored(stored) = from else { unreachable!("a job holds stored pages") };
         match self.paged.homes.fetch(stored, &mut self.decompressor, self.batch.buffer()) {
             Ok(()) => {
-                if !is_asked {
-                    self.paged.counters.came_along(source_of(claim.kind().from), 1);
-                }
-                self.batch.push(claim, stored);
-                self.batch.flush(&self.paged).map(|_| ())
+                self.batch.push(claim);
+                self.batch.flush(&self.paged)?;
+                self.count(gfn, from, asked);
+                Ok(())
             }
-            Err(cause) if is_asked => Err(PagerFailure::Lost { gfn: claim.gfn(), cause: cause.to_string() }),
+            Err(cause) if asked.is_some_and(|(asked, _)| asked == gfn) => {
+                Err(PagerFailure::Lost { gfn, cause: cause.to_string() })
+            }
             // Nobody has asked for it: it stays where it is, and whoever does will hear of it.
             Err(_) => {
                 self.paged.abort_in(claim);
                 Ok(())
             }
+        }
+    }
+
+    fn count(&self, gfn: u64, from: Place, asked: Option<(u64, Instant)>) {
+        match asked {
+            Some((asked, since)) if asked == gfn => self.paged.counters.came(source_of(from), Some(since.elapsed())),
+            _ => self.paged.counters.came_along(source_of(from), 1),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, MappingError};
 use crate::ram::{GuestRam, PAGE_SIZE, RamError};
 use crate::store::{PAGE_BYTES, Page};
 
@@ -21,11 +21,11 @@ pub(super) fn bytes(gfns: &Range<u64>) -> u64 {
 
 impl Frames {
     /// Makes the side mapping: address space, no memory.
-    pub fn new(ram: Arc<GuestRam>) -> Result<Self, RamError> {
+    pub fn new(ram: Arc<GuestRam>) -> Result<Self, MappingError> {
         let side = Mapping::new(ram.mapping().bytes() as usize)?;
         // A huge page aside would hold memory of pages that have left again.
         match side.advise("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE) {
-            Ok(()) | Err(RamError::Advise { .. }) => Ok(Self { ram, side }),
+            Ok(()) | Err(MappingError::Advise { .. }) => Ok(Self { ram, side }),
             Err(other) => Err(other),
         }
     }
@@ -70,7 +70,7 @@ impl Frames {
     }
 
     /// Drops pages aside.
-    pub fn drop_side(&self, gfns: &Range<u64>) -> Result<(), RamError> {
+    pub fn drop_side(&self, gfns: &Range<u64>) -> Result<(), MappingError> {
         self.side.drop_pages(self.side_address(gfns.start), bytes(gfns))
     }
 

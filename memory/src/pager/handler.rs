@@ -17,9 +17,10 @@ use super::affinity::Affinity;
 use super::config::EvictionMethod;
 use super::counters::Source;
 use super::credit::Growth;
-use super::descriptor::Fault;
-use super::fetcher::{Job, Queue, needs_reader};
+use super::descriptor::{EVENTS, Fault};
+use super::fetcher::needs_reader;
 use super::paged::{Kernel, Paged, source_of};
+use super::reads::Job;
 use super::refault::Batch;
 use super::streams::Streams;
 
@@ -29,7 +30,6 @@ pub(super) const CLUSTER_PAGES: u64 = 16;
 /// The fault handler of one VM.
 pub(super) struct Handler {
     paged: Arc<Paged>,
-    readers: Arc<Queue>,
     streams: Streams,
     batch: Batch,
     decompressor: Decompressor,
@@ -46,10 +46,9 @@ enum Answer {
 }
 
 impl Handler {
-    pub fn new(paged: Arc<Paged>, readers: Arc<Queue>) -> Self {
+    pub fn new(paged: Arc<Paged>) -> Self {
         Self {
             paged,
-            readers,
             streams: Streams::default(),
             batch: Batch::default(),
             decompressor: Decompressor::new(),
@@ -62,8 +61,9 @@ impl Handler {
     pub fn run(mut self) {
         let mut faults = Vec::new();
         while !self.paged.is_stopping() {
-            self.wait_for_events();
-            self.paged.handler.clear();
+            if self.wait_for_events() {
+                self.paged.handler.clear();
+            }
             self.affinity.follow(self.paged.vcpu_threads());
             loop {
                 // An error here is a descriptor that does not work: nobody would ever be answered.
@@ -71,17 +71,20 @@ impl Handler {
                     self.paged.fail(&PagerFailure::Descriptor { cause });
                     return;
                 }
-                if faults.is_empty() {
-                    break;
-                }
+                let count = faults.len();
                 let since = Instant::now();
+                // Those who waited longest come first.
+                self.try_waiting();
                 for fault in faults.drain(..) {
-                    if let Answer::Waits = self.answer_or_fail(fault, since) {
+                    if let Answer::Waits = self.answer_or_fail(fault, since, true) {
                         self.paged.counters.waited.add(1);
                         self.waiting.push_back((fault, since));
                         self.paged.set_guest_waits(true);
                         self.paged.reclaim.wake();
                     }
+                }
+                if count < EVENTS {
+                    break;
                 }
             }
             self.try_waiting();
@@ -92,11 +95,13 @@ impl Handler {
         }
     }
 
-    fn wait_for_events(&self) {
+    /// Waits for faults or a kick; true when there was a kick.
+    fn wait_for_events(&self) -> bool {
         let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut descriptors = [poll(self.paged.kernel().port.fd()), poll(self.paged.handler.fd())];
         // SAFETY: an array of two, as said. Interrupted or not, both descriptors are looked at next.
         unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, -1) };
+        descriptors[1].revents != 0
     }
 
     /// Those who waited get what they want in their order, as far as there is room.
@@ -105,7 +110,7 @@ impl Handler {
             return;
         }
         while let Some((fault, since)) = self.waiting.pop_front() {
-            if let Answer::Waits = self.answer_or_fail(fault, since) {
+            if let Answer::Waits = self.answer_or_fail(fault, since, false) {
                 self.waiting.push_front((fault, since));
                 self.paged.reclaim.wake();
                 return;
@@ -114,18 +119,18 @@ impl Handler {
         self.paged.set_guest_waits(false);
     }
 
-    fn answer_or_fail(&mut self, fault: Fault, since: Instant) -> Answer {
-        self.answer(fault, since).unwrap_or_else(|failure| {
+    fn answer_or_fail(&mut self, fault: Fault, since: Instant, is_new: bool) -> Answer {
+        self.answer(fault, since, is_new).unwrap_or_else(|failure| {
             self.paged.fail(&failure);
             Answer::Done
         })
     }
 
-    fn answer(&mut self, fault: Fault, since: Instant) -> Result<Answer, PagerFailure> {
+    fn answer(&mut self, fault: Fault, since: Instant, is_new: bool) -> Result<Answer, PagerFailure> {
         let paged = Arc::clone(&self.paged);
         // Only owners of a claim look at the side mapping, and they look where the page is.
         let Some(gfn) = paged.kernel().frames.ram().gfn_at(fault.address) else { return Ok(Answer::Done) };
-        let Some(room_bytes) = self.room(gfn, fault.thread) else { return Ok(Answer::Waits) };
+        let Some(room_bytes) = self.room(gfn, fault.thread, is_new) else { return Ok(Answer::Waits) };
         let next = paged.table.begin_refault(gfn).expect("the page is RAM");
         match next {
             RefaultNext::Won(claim) => self.bring(claim, since, room_bytes)?,
@@ -149,15 +154,20 @@ impl Handler {
     }
 
     /// By how many bytes memory may grow for this fault; `None` to wait. A page that is in memory already costs nothing.
-    fn room(&self, gfn: u64, thread: i32) -> Option<u64> {
+    fn room(&self, gfn: u64, thread: i32, is_new: bool) -> Option<u64> {
         let paged = &self.paged;
         let state = paged.table.page(gfn).expect("the page is RAM").state;
         if !(state.is_stored() || matches!(state, State::Unknown | State::Untouched)) {
             return Some(u64::MAX);
         }
         match paged.credit.ask(paged.charge_bytes(), PAGE_SIZE) {
+            // Room is for those who wait for it already.
+            Growth::Granted(_) if is_new && !self.waiting.is_empty() && !paged.is_exempt(thread) => None,
             Growth::Granted(bytes) => Some(bytes),
-            Growth::Wait if paged.is_exempt(thread) => Some(PAGE_SIZE),
+            Growth::Wait if paged.is_exempt(thread) => {
+                paged.counters.device_pages.add(1);
+                Some(PAGE_SIZE)
+            }
             Growth::Wait => None,
             Growth::BeyondLimit => {
                 paged.counters.over_limit_pages.add(1);
@@ -211,35 +221,48 @@ impl Handler {
             paged.finish_in(claim);
             return Ok(());
         }
-        let mut window = self.streams.observe(gfn);
-        window.end = window.end.min(gfn + (room_bytes / PAGE_SIZE).max(1));
+        let window = self.streams.observe(gfn);
         let window = self.clip(window, gfn);
+        // What comes along takes room too, but for pages that are aside.
+        let room_pages = match paged.credit.ask(paged.charge_bytes(), PAGE_SIZE) {
+            Growth::Granted(bytes) => bytes.min(room_bytes) / PAGE_SIZE,
+            Growth::Wait | Growth::BeyondLimit => 0,
+        };
         let to_read = if needs_reader(&paged, from) {
             let claims = vec![claim];
-            self.bring_along(gfn + 1..window.end, claims)?
+            self.bring_along(gfn + 1..window.end, claims, room_pages)?
         } else {
             self.gather(claim, true)?;
-            let to_read = self.bring_along(gfn + 1..window.end, Vec::new())?;
+            let to_read = self.bring_along(gfn + 1..window.end, Vec::new(), room_pages)?;
             paged.counters.came(source_of(from), Some(since.elapsed()));
             to_read
         };
         if !to_read.is_empty() {
             let asked = (to_read[0].gfn() == gfn).then_some((gfn, since));
-            self.readers.push(Job { claims: to_read, asked });
+            paged.readers.push(Job { claims: to_read, asked });
         }
         Ok(())
     }
 
-    /// Brings in what a walk will touch next and whatever was gathered before. Returns what must be read from the swap file.
+    /// Brings in what a walk will touch next and whatever was gathered before: as many stored pages as there is room for.
+    /// Returns what must be read from the swap file.
     fn bring_along(
         &mut self,
         gfns: Range<u64>,
         mut to_read: Vec<Claim<Refaulting>>,
+        mut room_pages: u64,
     ) -> Result<Vec<Claim<Refaulting>>, PagerFailure> {
         let paged = Arc::clone(&self.paged);
         for run in paged.table.begin_refault_run(gfns).expect("the window is RAM") {
             let (run_gfns, from) = (run.gfns(), run.kind().from);
             let count = run_gfns.end - run_gfns.start;
+            if from != Place::Aside {
+                if count > room_pages {
+                    run.for_each(|claim| paged.abort_in(claim));
+                    break;
+                }
+                room_pages -= count;
+            }
             if needs_reader(&paged, from) {
                 to_read.extend(run);
                 continue;
@@ -272,7 +295,7 @@ impl Handler {
             self.batch.flush(&paged)?;
         }
         match paged.homes.fetch(stored, &mut self.decompressor, self.batch.buffer()) {
-            Ok(()) => self.batch.push(claim, stored),
+            Ok(()) => self.batch.push(claim),
             Err(cause) if is_asked => return Err(PagerFailure::Lost { gfn, cause: cause.to_string() }),
             Err(_) => paged.abort_in(claim),
         }

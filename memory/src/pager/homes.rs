@@ -276,12 +276,8 @@ impl Homes {
 
     fn take_one(&self, block: OldBlock, decompressor: &mut Decompressor, page: &mut Page) -> Option<OldContent> {
         self.compressed.read(block.handle, decompressor, page).ok()?;
-        let candidate = self.index.acquire(self.index.hash(page))?;
-        if candidate.home != Home::Compressed(block.handle) {
-            self.let_go(candidate.share);
-            return None;
-        }
-        Some(OldContent { share: candidate.share, handle: block.handle, gfn: block.owner.into() })
+        let share = self.index.acquire_at(self.index.hash(page), Home::Compressed(block.handle))?;
+        Some(OldContent { share, handle: block.handle, gfn: block.owner.into() })
     }
 
     /// Writes old pages to the swap file and removes them from the compressed store. `moved` is told of each that has

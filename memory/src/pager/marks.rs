@@ -1,19 +1,23 @@
 //! One bit a page: pages not worth trying again.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A set of pages. Each bit is a hint of its own, so relaxed operations do.
+/// Words of one chunk: 128 MiB of guest memory.
+const CHUNK_WORDS: u64 = 512;
+
+/// A set of pages. Each bit is a hint of its own, so relaxed operations do. Memory is taken where pages are marked.
 #[derive(Debug)]
 pub(super) struct Marks {
-    words: Box<[AtomicU64]>,
+    chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
     count: AtomicU64,
 }
 
 impl Marks {
     pub fn new(pages: u64) -> Self {
-        // Zeroed memory that was never written costs nothing.
-        Self { words: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), count: AtomicU64::new(0) }
+        let chunks = pages.div_ceil(64 * CHUNK_WORDS);
+        Self { chunks: (0..chunks).map(|_| OnceLock::new()).collect(), count: AtomicU64::new(0) }
     }
 
     pub fn count(&self) -> u64 {
@@ -21,17 +25,20 @@ impl Marks {
     }
 
     pub fn contains(&self, gfn: u64) -> bool {
-        self.word(gfn).load(Ordering::Relaxed) & Self::bit(gfn) != 0
+        self.word(gfn).is_some_and(|word| word.load(Ordering::Relaxed) & Self::bit(gfn) != 0)
     }
 
     pub fn insert(&self, gfn: u64) {
-        if self.word(gfn).fetch_or(Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) == 0 {
+        let (chunk, at) = Self::place(gfn);
+        let chunk = self.chunks[chunk].get_or_init(|| (0..CHUNK_WORDS).map(|_| AtomicU64::new(0)).collect());
+        if chunk[at].fetch_or(Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) == 0 {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     pub fn remove(&self, gfn: u64) {
-        if self.contains(gfn) && self.word(gfn).fetch_and(!Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) != 0 {
+        let Some(word) = self.word(gfn).filter(|_| self.contains(gfn)) else { return };
+        if word.fetch_and(!Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) != 0 {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -46,14 +53,19 @@ impl Marks {
         if self.count() == 0 {
             return;
         }
-        for word in &self.words {
+        for word in self.chunks.iter().filter_map(OnceLock::get).flatten() {
             let before = word.swap(0, Ordering::Relaxed);
             self.count.fetch_sub(before.count_ones().into(), Ordering::Relaxed);
         }
     }
 
-    fn word(&self, gfn: u64) -> &AtomicU64 {
-        &self.words[(gfn / 64) as usize]
+    fn word(&self, gfn: u64) -> Option<&AtomicU64> {
+        let (chunk, at) = Self::place(gfn);
+        self.chunks[chunk].get().map(|chunk| &chunk[at])
+    }
+
+    fn place(gfn: u64) -> (usize, usize) {
+        ((gfn / 64 / CHUNK_WORDS) as usize, (gfn / 64 % CHUNK_WORDS) as usize)
     }
 
     fn bit(gfn: u64) -> u64 {
@@ -67,15 +79,15 @@ mod tests {
 
     #[test]
     fn a_mark_is_one_page() {
-        let marks = Marks::new(130);
-        for gfn in [0, 63, 64, 129] {
+        let marks = Marks::new(100_130);
+        for gfn in [0, 63, 64, 100_129] {
             marks.insert(gfn);
             marks.insert(gfn);
         }
         assert_eq!(marks.count(), 4);
         marks.remove_all(60..65);
         marks.remove(1);
-        assert_eq!((0..130).filter(|&gfn| marks.contains(gfn)).collect::<Vec<_>>(), [0, 129]);
+        assert_eq!((0..100_130).filter(|&gfn| marks.contains(gfn)).collect::<Vec<_>>(), [0, 100_129]);
         assert_eq!(marks.count(), 2);
         marks.clear();
         assert_eq!(marks.count(), 0);

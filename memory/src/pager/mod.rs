@@ -13,6 +13,7 @@
 mod affinity;
 mod arming;
 mod budget;
+mod classify;
 mod config;
 mod counters;
 mod credit;
@@ -25,7 +26,9 @@ mod hands;
 mod homes;
 mod marks;
 mod paged;
+mod pinning;
 mod plan;
+mod reads;
 mod reclaimer;
 mod refault;
 mod signal;
@@ -50,18 +53,19 @@ pub use statistics::{
     RefaultStatistics, SourceStatistics,
 };
 
-use crate::page_table::{PageTable, PageTableError, PinNext, RefaultNext, State};
+use crate::mapping::MappingError;
+use crate::page_table::{PageTable, PageTableError, State};
 use crate::ram::{GuestRam, Paging, RamError};
-use crate::store::codec::{CodecError, Decompressor};
+use crate::store::codec::CodecError;
 use crate::store::swap::OpenError;
 use crate::userfault::UserfaultError;
 
 use descriptor::{Descriptor, FaultPort};
-use fetcher::{Fetcher, Queue};
+use fetcher::Fetcher;
 use handler::Handler;
 use hands::Hands;
 use homes::{Homes, Swap, Workbench};
-use paged::{Kernel, Paged, source_of};
+use paged::{Kernel, Paged};
 use reclaimer::{Progress, Reclaimer};
 use signal::Kick;
 use store::Storer;
@@ -80,7 +84,7 @@ pub enum PagerError {
     PageTable(#[from] PageTableError),
     /// No address space for the side mapping.
     #[error(transparent)]
-    Ram(#[from] RamError),
+    Mapping(#[from] MappingError),
     /// The codec cannot be set up.
     #[error(transparent)]
     Codec(#[from] CodecError),
@@ -144,7 +148,6 @@ pub struct Pager {
 }
 
 struct Threads {
-    readers: Arc<Queue>,
     reclaimers: Vec<JoinHandle<()>>,
     fetchers: Vec<JoinHandle<()>>,
     handler: JoinHandle<()>,
@@ -228,14 +231,10 @@ impl Pager {
     fn start_threads(&self) -> Result<Threads, PagerError> {
         let failed = |cause| PagerError::System { what: "starting a thread", cause };
         let paged = &self.paged;
-        let readers = Arc::new(Queue::default());
-        let queue = Arc::clone(&readers);
-        let handler = threads::start("pager", paged, move |paged| Handler::new(Arc::clone(paged), queue).run())
-            .map_err(failed)?;
+        let handler = threads::start("pager", paged, |paged| Handler::new(Arc::clone(paged)).run()).map_err(failed)?;
         let mut fetchers = Vec::new();
         for number in 0..if paged.homes.swap.is_some() { fetcher::THREADS } else { 0 } {
-            let queue = Arc::clone(&readers);
-            let body = move |paged: &Arc<Paged>| Fetcher::new(Arc::clone(paged), queue).run();
+            let body = |paged: &Arc<Paged>| Fetcher::new(Arc::clone(paged)).run();
             fetchers.push(threads::start(&format!("fetch{number}"), paged, body).map_err(failed)?);
         }
         let progress = Arc::new(Mutex::new(Progress::new(Hands::new(
@@ -251,7 +250,7 @@ impl Pager {
             };
             reclaimers.push(threads::start(&format!("reclaim{number}"), paged, body).map_err(failed)?);
         }
-        Ok(Threads { readers, reclaimers, fetchers, handler })
+        Ok(Threads { reclaimers, fetchers, handler })
     }
 
     /// Moves pages aside, whatever their age: those of the range that are in guest RAM, not pinned and not found
@@ -304,6 +303,8 @@ impl Pager {
         let count = |state| paged.table.count(state);
         let ram_pages: u64 = self.ram.regions().iter().map(|region| region.gfns().end - region.gfns().start).sum();
         let known: u64 = State::ALL[1..].iter().map(|&state| count(state)).sum();
+        let compressed = paged.homes.compressed.statistics();
+        let swap = paged.homes.swap.as_ref().map(Swap::statistics);
         PagerStatistics {
             armed: paged.table.is_armed(),
             eviction: paged.connected().map(|kernel| kernel.method.name()),
@@ -322,9 +323,11 @@ impl Pager {
                 swapped: count(State::Swapped),
                 in_flight: State::ALL.iter().filter(|state| state.is_transient()).map(|&state| count(state)).sum(),
             },
-            compressed: paged.homes.compressed.statistics(),
+            compressed_ratio: compressed.ratio(),
+            compressed,
             duplicates: paged.homes.index.statistics(),
-            swap: paged.homes.swap.as_ref().map(Swap::statistics),
+            swap_ratio: swap.and_then(|swap| swap.ratio()),
+            swap,
             refaults: paged.counters.refaults(),
             evictions: paged.counters.evictions(),
             failures: paged.counters.failures(),
@@ -345,7 +348,7 @@ impl Pager {
         self.paged.reclaim.wake();
         // A thread that has panicked has reported it.
         threads.reclaimers.into_iter().for_each(|thread| drop(thread.join()));
-        threads.readers.close();
+        self.paged.readers.close();
         threads.fetchers.into_iter().for_each(|thread| drop(thread.join()));
         self.paged.handler.kick();
         drop(threads.handler.join());
@@ -370,65 +373,23 @@ impl Paging for Pager {
         let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
         runs.for_each(|run| paged.free_run(run));
         // Pages in flight are released by their owners, who need nothing from here.
+        let is_pending = |gfn| paged.table.is_discard_pending(gfn).expect("the range is RAM");
         for gfn in gfns {
-            loop {
+            while is_pending(gfn) {
                 let noted = paged.waits.note();
-                if !paged.table.is_discard_pending(gfn).expect("the range is RAM") {
-                    break;
+                if is_pending(gfn) {
+                    paged.waits.wait(noted);
                 }
-                paged.waits.wait(noted);
             }
         }
         Ok(())
     }
 
     fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError> {
-        for gfn in gfns.clone() {
-            if let Err(cause) = self.pin_page(gfn) {
-                self.unpin(gfns.start..gfn);
-                return Err(cause);
-            }
-        }
-        Ok(())
+        self.paged.pin(gfns)
     }
 
     fn unpin(&self, gfns: Range<u64>) {
-        for gfn in gfns {
-            let pins = self.paged.table.unpin(gfn);
-            debug_assert!(pins.is_ok(), "{pins:?}");
-        }
-    }
-}
-
-impl Pager {
-    /// Pins a page and has it in guest RAM, or leaves it to be touched for the first time.
-    fn pin_page(&self, gfn: u64) -> Result<(), PageTableError> {
-        let paged = &self.paged;
-        let mut noted = paged.waits.note();
-        let mut claim = match paged.table.pin(gfn)? {
-            PinNext::Pinned | PinNext::FirstTouch => return Ok(()),
-            PinNext::BringBack(claim) => Some(claim),
-            PinNext::Wait => None,
-        };
-        loop {
-            if let Some(claim) = claim {
-                let from = claim.kind().from;
-                match paged.bring(&(gfn..gfn + 1), from, &mut Decompressor::new()) {
-                    Ok(()) => {
-                        paged.counters.came(source_of(from), None);
-                        paged.finish_in(claim);
-                    }
-                    Err(failure) => paged.fail(&failure),
-                }
-                return Ok(());
-            }
-            paged.waits.wait(noted);
-            noted = paged.waits.note();
-            claim = match paged.table.begin_refault(gfn)? {
-                RefaultNext::Won(claim) => Some(claim),
-                RefaultNext::FirstTouch | RefaultNext::Present => return Ok(()),
-                RefaultNext::Joined => None,
-            };
-        }
+        self.paged.unpin(gfns);
     }
 }

@@ -18,6 +18,7 @@ use super::frames::Frames;
 use super::homes::{Homes, Workbench};
 use super::marks::Marks;
 use super::plan::View;
+use super::reads::Queue;
 use super::signal::{Kick, Wake};
 use super::waits::Waits;
 use super::{OnFailure, PagerFailure};
@@ -42,6 +43,10 @@ pub(super) struct Paged {
     pub counters: Counters,
     pub credit: Credit,
     pub waits: Waits,
+    /// Held by the thread that writes compressed pages to the swap file.
+    pub writing_back: Mutex<()>,
+    /// What the readers of the swap file have to do.
+    pub readers: Queue,
     /// Wakes the reclaimers.
     pub reclaim: Wake,
     /// Wakes the fault handler, which waits for the kernel as well.
@@ -54,6 +59,9 @@ pub(super) struct Paged {
     /// The VM is opened as soon as no page is out.
     // Written under the write lock of `arming` where it matters.
     pub may_open: AtomicBool,
+    /// Every page of the armed VM was looked at.
+    // Under the write lock of `arming`.
+    pub is_classified: AtomicBool,
     /// Excludes arming and opening from what is done to an open VM behind the page table's back.
     pub arming: RwLock<()>,
     // Guards nothing: a reclaimer that misses it looks again within a second.
@@ -74,12 +82,15 @@ impl Paged {
             counters: Counters::new(),
             credit: Credit::default(),
             waits: Waits::default(),
+            writing_back: Mutex::default(),
+            readers: Queue::default(),
             reclaim: Wake::default(),
             handler,
             exempt: Mutex::default(),
             vcpu_threads: OnceLock::new(),
             kernel: OnceLock::new(),
             may_open: AtomicBool::new(false),
+            is_classified: AtomicBool::new(false),
             arming: RwLock::default(),
             guest_waits: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -262,15 +273,15 @@ impl Paged {
         let Kernel { frames, marks, .. } = self.kernel();
         marks.remove_all(gfns.clone());
         let dropped = match from {
-            Place::Unknown | Place::Resident => frames.drop_ram(gfns),
-            Place::Aside => frames.drop_side(gfns),
+            Place::Unknown | Place::Resident => frames.drop_ram(gfns).is_ok(),
+            Place::Aside => frames.drop_side(gfns).is_ok(),
             Place::Stored(stored) => {
                 gfns.clone().for_each(|_| self.homes.release(stored));
-                Ok(())
+                true
             }
-            Place::Untouched => Ok(()),
+            Place::Untouched => true,
         };
-        if dropped.is_err() {
+        if !dropped {
             self.counters.eviction_failed.add(gfns.end - gfns.start);
         }
         self.counters.freed.add(gfns.end - gfns.start);

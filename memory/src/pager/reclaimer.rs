@@ -29,7 +29,7 @@ const FORGET_ROUNDS: u64 = 64;
 const PAGES_PER_STEP: u64 = 4 * STEP_PAGES;
 
 /// How often a hand goes on in a step, whatever comes of it.
-const LOOKS_PER_STEP: u32 = 16;
+const LOOKS_PER_STEP: u32 = 1024;
 
 /// Slabs tidied between two steps.
 const TIDY_SLABS: usize = 4;
@@ -109,7 +109,8 @@ impl Reclaimer {
         }
         // What is aside has its time there as long as there are others to store.
         let aside_pages = self.paged.view().aside_pages;
-        let spare_pages = if moved < wanted { aside_pages } else { aside_pages.saturating_sub(plan.reserve_pages) };
+        let spare_pages =
+            if moved < wanted || fruitless > 0 { aside_pages } else { aside_pages.saturating_sub(plan.reserve_pages) };
         let wanted = plan.store_pages.min(spare_pages).min(PAGES_PER_STEP);
         let (mut outcome, mut looks) = (StoreOutcome::default(), 0);
         while outcome.stored < wanted && looks < LOOKS_PER_STEP {
@@ -121,7 +122,7 @@ impl Reclaimer {
         let outcome = self.storer.finish(&self.paged, &mut self.bench);
         self.paged.homes.compressed.tidy(TIDY_SLABS);
         self.paged.homes.count_bookkeeping();
-        let exhausted = self.note(outcome.stored);
+        let exhausted = self.note(moved, outcome.stored);
         if outcome.stored > 0 || exhausted {
             // Who waits for room may find it.
             self.paged.offer_room();
@@ -133,13 +134,13 @@ impl Reclaimer {
     }
 
     /// Notes what came of a step; true when nothing more can be evicted.
-    fn note(&self, stored: u64) -> bool {
+    fn note(&self, moved: u64, stored: u64) -> bool {
         let mut progress = self.lock();
         if stored > 0 {
             progress.fruitful_round = progress.hands.rounds();
         }
         let round = progress.hands.rounds();
-        let exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS;
+        let exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS && moved == 0;
         drop(progress);
         if round % FORGET_ROUNDS == FORGET_ROUNDS - 1 && self.paged.kernel().method == super::EvictionMethod::Copy {
             self.paged.kernel().marks.clear();
@@ -150,12 +151,10 @@ impl Reclaimer {
 
     /// Below the limit again.
     fn recover(&self) {
-        if self.paged.credit.is_exhausted() {
-            let mut progress = self.lock();
-            progress.fruitful_round = progress.hands.rounds();
-            drop(progress);
-            self.paged.credit.set_exhausted(false);
-        }
+        let mut progress = self.lock();
+        progress.fruitful_round = progress.hands.rounds();
+        drop(progress);
+        self.paged.credit.set_exhausted(false);
     }
 
     /// Keeps the compressed store below its limit by what is oldest there.

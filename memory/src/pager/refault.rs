@@ -13,12 +13,16 @@ use crate::store::{PAGE_BYTES, Page};
 
 use super::PagerFailure;
 use super::config::EvictionMethod;
+use super::descriptor::Progress;
 use super::frames::bytes;
 use super::paged::{Kernel, Paged};
 use super::streams::WINDOW_PAGES_MAX;
 
 /// Failures of one call that may pass by themselves, before something else is tried or the page counts as lost.
 const ATTEMPTS: u32 = 64;
+
+/// Failures for want of memory that a VM which is ending sits out.
+const STOPPING_ATTEMPTS: u32 = 1000;
 
 /// How long to wait when the host has no memory, or a call fails for a reason unknown here.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -86,56 +90,65 @@ impl Paged {
 
     fn copy_pages(&self, gfns: Range<u64>, from: *const u8, may_exist: bool) -> Result<(), PagerFailure> {
         let Kernel { frames, port, .. } = self.kernel();
-        let (mut next, mut attempts) = (gfns.start, 0);
-        while next < gfns.end {
-            let offset = (next - gfns.start) as usize * PAGE_BYTES;
-            let progress =
-                port.copy(frames.ram_address(next), from.wrapping_add(offset), (gfns.end - next) * PAGE_SIZE);
-            next += progress.bytes / PAGE_SIZE;
-            let Some(cause) = progress.cause else { continue };
-            if progress.bytes > 0 {
-                attempts = 0;
-                continue;
+        let copy = |part: &Range<u64>| {
+            let offset = (part.start - gfns.start) as usize * PAGE_BYTES;
+            port.copy(frames.ram_address(part.start), from.wrapping_add(offset), bytes(part))
+        };
+        self.insist(&gfns, copy, |gfn, cause| {
+            // There is a page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
+            let answered = matches!(cause.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) || !self.table.is_armed();
+            if !may_exist || !answered {
+                return Err(lost(gfn, cause));
             }
-            let exists = cause.raw_os_error() == Some(libc::EEXIST);
-            let gone = !self.table.is_armed();
-            match self.remedy(cause, &mut attempts) {
-                Remedy::Again => {}
-                // A page that was not known to be there, or a VM that was opened meanwhile, whose kernel answers.
-                Remedy::GiveUp(_) if may_exist && (exists || gone) => {
-                    self.wake(next);
-                    next += 1;
-                    attempts = 0;
-                }
-                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
-            }
-        }
-        Ok(())
+            self.wake(gfn);
+            Ok(())
+        })
     }
 
     /// Moves pages back from aside.
     fn move_back(&self, gfns: &Range<u64>) -> Result<(), PagerFailure> {
-        let Kernel { frames, port, .. } = self.kernel();
-        let (mut next, mut attempts) = (gfns.start, 0);
-        while next < gfns.end {
-            let progress =
-                port.move_pages(frames.ram_address(next), frames.side_address(next), (gfns.end - next) * PAGE_SIZE);
-            next += progress.bytes / PAGE_SIZE;
-            let Some(cause) = progress.cause else { continue };
-            if progress.bytes > 0 {
-                attempts = 0;
-                continue;
+        let Kernel { frames, port, marks, .. } = self.kernel();
+        marks.remove_all(gfns.clone());
+        let move_in = |part: &Range<u64>| {
+            port.move_pages(frames.ram_address(part.start), frames.side_address(part.start), bytes(part))
+        };
+        self.insist(gfns, move_in, |gfn, cause| {
+            // The page is where it was unless the kernel says that it is not there, or looked no further than where it is to
+            // go: then reading it might hang.
+            if matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EEXIST)) {
+                return Err(lost(gfn, cause));
             }
-            // The page is where it was unless the kernel says that it is not there: then reading it would hang.
-            let is_there = cause.raw_os_error() != Some(libc::ENOENT);
-            match self.remedy(cause, &mut attempts) {
-                Remedy::Again => {}
-                Remedy::GiveUp(_) if is_there => {
-                    self.copy_back(&(next..next + 1))?;
-                    next += 1;
-                    attempts = 0;
-                }
-                Remedy::GiveUp(cause) => return Err(lost(next, cause)),
+            self.copy_back(&(gfn..gfn + 1))
+        })
+    }
+
+    /// Makes a call for a range of pages, again and again from where it got to. A page for which it fails for good is left
+    /// to `otherwise`.
+    fn insist(
+        &self,
+        gfns: &Range<u64>,
+        call: impl Fn(&Range<u64>) -> Progress,
+        otherwise: impl Fn(u64, io::Error) -> Result<(), PagerFailure>,
+    ) -> Result<(), PagerFailure> {
+        let (mut next, mut attempts, mut together) = (gfns.start, 0, gfns.end - gfns.start);
+        while next < gfns.end {
+            let part = next..gfns.end.min(next + together);
+            let progress = call(&part);
+            next += progress.bytes / PAGE_SIZE;
+            let Some(cause) = progress.cause else {
+                together *= 2;
+                continue;
+            };
+            let pages = part.end - part.start;
+            if crosses_border(&cause, pages) {
+                self.counters.retried.add(1);
+                together = pages / 2;
+            } else if progress.bytes > 0 {
+                attempts = 0;
+            } else if let Remedy::GiveUp(cause) = self.remedy(cause, &mut attempts) {
+                otherwise(next, cause)?;
+                next += 1;
+                attempts = 0;
             }
         }
         Ok(())
@@ -157,14 +170,22 @@ impl Paged {
         match cause.raw_os_error() {
             // The address space is changing, or a page is looked at by the kernel at this moment.
             Some(libc::EAGAIN | libc::EBUSY) if *attempts < ATTEMPTS => thread::yield_now(),
-            // Nothing is lost while the page has its old home; the guest waits until the host has memory.
-            Some(libc::ENOMEM) if !self.is_stopping() => thread::sleep(PAUSE),
-            Some(libc::EAGAIN) if !self.is_stopping() => thread::sleep(PAUSE),
-            _ if *attempts < ATTEMPTS / 8 => thread::yield_now(),
+            // Nothing is lost while the page has its old home: the guest waits until the host has memory. A VM that is ending
+            // waits for it too, but not for ever.
+            Some(libc::ENOMEM | libc::EAGAIN) if !self.is_stopping() || *attempts < STOPPING_ATTEMPTS => {
+                thread::sleep(PAUSE);
+            }
+            _ if *attempts < ATTEMPTS => thread::yield_now(),
             _ => return Remedy::GiveUp(cause),
         }
         Remedy::Again
     }
+}
+
+/// Whether a call may have failed because its range crosses a border between mappings, which advice on a part of guest RAM
+/// makes: then nothing was done, and a part of the range fares better.
+fn crosses_border(cause: &io::Error, pages: u64) -> bool {
+    pages > 1 && matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
 }
 
 fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {
@@ -174,7 +195,7 @@ fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {
 /// Stored pages that lie one after the other, decompressed here and mapped in one call.
 pub(super) struct Batch {
     pages: Vec<AlignedPage>,
-    claims: Vec<(Claim<Refaulting>, Stored)>,
+    claims: Vec<Claim<Refaulting>>,
     first: u64,
 }
 
@@ -210,28 +231,30 @@ impl Batch {
         self.pages[next..].iter_mut().take(count).map(|page| &mut page.0).collect()
     }
 
-    /// The buffer is filled with this page.
-    pub fn push(&mut self, claim: Claim<Refaulting>, stored: Stored) {
+    /// The buffer is filled with this page, which is stored.
+    pub fn push(&mut self, claim: Claim<Refaulting>) {
         if self.is_empty() {
             self.first = claim.gfn();
         }
-        self.claims.push((claim, stored));
+        self.claims.push(claim);
     }
 
-    /// Maps what was gathered. Returns how many pages that were.
+    /// Maps what was gathered.
     ///
     /// # Errors
     /// A page is lost; the claims are gone, unfinished.
-    pub fn flush(&mut self, paged: &Paged) -> Result<u64, PagerFailure> {
-        let count = self.claims.len() as u64;
-        if count == 0 {
-            return Ok(0);
+    pub fn flush(&mut self, paged: &Paged) -> Result<(), PagerFailure> {
+        let claims = self.claims.drain(..);
+        let count = claims.len() as u64;
+        if count > 0 {
+            paged.copy_in(self.first..self.first + count, self.pages.as_ptr().cast())?;
         }
-        paged.copy_in(self.first..self.first + count, self.pages.as_ptr().cast())?;
-        for (claim, stored) in self.claims.drain(..) {
-            paged.homes.release(stored);
+        for claim in claims {
+            if let Place::Stored(stored) = claim.kind().from {
+                paged.homes.release(stored);
+            }
             paged.finish_in(claim);
         }
-        Ok(count)
+        Ok(())
     }
 }

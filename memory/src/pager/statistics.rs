@@ -24,10 +24,14 @@ pub struct PagerStatistics {
     pub pages: PageCounts,
     /// The compressed store.
     pub compressed: CompressedStatistics,
+    /// Memory it holds for each byte stored; `None` when nothing is.
+    pub compressed_ratio: Option<f64>,
     /// Contents shared by several stored pages.
     pub duplicates: DuplicateStatistics,
     /// The swap file, if there is one.
     pub swap: Option<SwapStatistics>,
+    /// Bytes of the disk it holds for each byte stored; `None` when nothing is.
+    pub swap_ratio: Option<f64>,
     /// Pages that came into guest RAM.
     pub refaults: RefaultStatistics,
     /// Pages that left it.
@@ -157,6 +161,10 @@ pub struct FailureStatistics {
     pub store_full: u64,
     /// Writes to the swap file that failed.
     pub swap_write: u64,
+    /// Writes for which the swap file had no room.
+    pub swap_full: u64,
     /// Growth granted beyond the limit, because nothing more could be evicted.
     pub over_limit_pages: u64,
+    /// Growth granted beyond the limit to devices, which do not wait. It is evicted again.
+    pub device_pages: u64,
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::page_table::{Claim, Place, Run, StoreNext, Stored, Storing};
 use crate::store::Page;
 use crate::store::duplicate::PageHash;
+use crate::store::swap::SwapError;
 
 use super::config::EvictionMethod;
 use super::frames::bytes;
@@ -139,9 +140,7 @@ impl Storer {
             .map(|(claim, hash)| (unsafe { frames.side_page(claim.gfn()) }, *hash))
             .collect();
         let (homes, cause) = paged.homes.write(&pages);
-        if paged.homes.swap.is_some() && cause.is_some() {
-            paged.counters.swap_write_failed.add(1);
-        }
+        paged.count_write_failure(cause.as_ref());
         let mut refused = Vec::new();
         let mut homes = homes.into_iter();
         for (claim, _) in claims {
@@ -169,6 +168,8 @@ impl Storer {
     /// Writes the compressed store's oldest pages to the swap file: up to `count` of those stored by `by_seconds`. Returns
     /// how many went.
     pub fn write_back(paged: &Paged, count: usize, by_seconds: u64, bench: &mut Workbench) -> u64 {
+        // Two at a time would write the same pages.
+        let Ok(_turn) = paged.writing_back.try_lock() else { return 0 };
         let blocks = paged.homes.compressed.oldest(count, by_seconds);
         let old = paged.homes.take_old(&blocks, bench);
         if old.is_empty() {
@@ -178,9 +179,7 @@ impl Storer {
         let (moved, cause) = paged.homes.write_back(&old, |gfn, from, to| {
             relabel(paged, gfn, from, to, bench);
         });
-        if cause.is_some() {
-            paged.counters.swap_write_failed.add(1);
-        }
+        paged.count_write_failure(cause.as_ref());
         old.put_away(bench);
         paged.counters.written_back.add(moved as u64);
         moved as u64
@@ -201,6 +200,15 @@ fn relabel(paged: &Paged, gfn: u64, from: Stored, to: Stored, bench: &mut Workbe
 }
 
 impl Paged {
+    /// Notes why pages were not written. That a file which failed is left alone is no failure of its own.
+    fn count_write_failure(&self, cause: Option<&SwapError>) {
+        match cause {
+            Some(SwapError::Write { .. }) => self.counters.swap_write_failed.add(1),
+            Some(SwapError::Full { .. }) => self.counters.swap_full.add(1),
+            _ => {}
+        }
+    }
+
     /// Brings aside pages back and marks them. Returns how many are there.
     fn mark_in_place(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
         let Kernel { frames, port, method, marks } = self.kernel();

@@ -8,7 +8,7 @@ use super::{PAGE_BYTES, Page};
 /// The page of a kind that a probe guest fills page `number` with.
 pub fn page(kind: Kind, number: u32) -> Page {
     let mut words = [0; PAGE_WORDS];
-    content::write(&mut words, &Identity { kind, seed: 7, page: number, duplicate: number, writes: 1 });
+    content::write(&mut words, &Identity { kind, seed: 7, page: number, duplicate: number, writes: 1, churned: false });
     let mut page = [0; PAGE_BYTES];
     for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *bytes = word.to_le_bytes();

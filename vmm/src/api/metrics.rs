@@ -103,6 +103,8 @@ impl Collector for Snapshot {
                 ("retried", failures.retried),
                 ("store_full", failures.store_full),
                 ("swap_write", failures.swap_write),
+                ("swap_full", failures.swap_full),
+                ("device_pages", failures.device_pages),
                 ("over_limit_pages", failures.over_limit_pages),
             ],
         )?;

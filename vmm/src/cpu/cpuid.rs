@@ -8,6 +8,11 @@ use crate::host::{Host, Virtualization};
 /// Leaf 1 ECX.
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
+/// A guest that runs guests of its own lets the host's kernel hold pages of its memory behind the page tables, where the
+/// pager does not see them in use.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x8000_0001 ECX: as above.
+const SVM: u32 = 1 << 2;
 /// Leaf 1 EDX.
 const HTT: u32 = 1 << 28;
 
@@ -20,10 +25,13 @@ pub fn supported(host: &Host) -> Result<CpuId, kvm_ioctls::Error> {
     let deadline_timer = host.kvm.check_extension(Cap::TscDeadlineTimer);
     for entry in cpuid.as_mut_slice() {
         if entry.function == 1 {
-            entry.ecx |= HYPERVISOR;
+            entry.ecx = entry.ecx & !VMX | HYPERVISOR;
             if deadline_timer {
                 entry.ecx |= TSC_DEADLINE;
             }
+        }
+        if entry.function == 0x8000_0001 {
+            entry.ecx &= !SVM;
         }
         if host.virtualization == Virtualization::Pvm {
             mask_for_interpreter(entry);

@@ -47,7 +47,8 @@ const EVICTIONS: [&str; 10] = [
     "freed",
 ];
 
-const FAILURES: [&str; 6] = ["busy", "eviction", "retried", "store_full", "swap_write", "over_limit_pages"];
+const FAILURES: [&str; 8] =
+    ["busy", "eviction", "retried", "store_full", "swap_write", "swap_full", "over_limit_pages", "device_pages"];
 
 /// Answers of `GET /vm` and `GET /memory` as lines for people.
 pub fn render(vm: &Value, memory: &Value) -> String {

@@ -17,6 +17,9 @@ use crate::virtio::scatter::{Buffers, Scatter};
 /// Most data of a read or write, which follows from what the configuration space says.
 const DATA_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MAX as u64;
 
+/// Data moved, and memory pinned, at a time.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// What a driver may ask for in one discard or write-zeroes request.
 pub(super) struct Limits {
     /// Sectors of one segment.
@@ -114,8 +117,10 @@ pub(super) fn answer(
 
 fn read(disk: &Disk, sector: u64, ram: &GuestRam, data: &mut Scatter) -> Result<(), Failure> {
     let offset = checked_offset(disk, sector, data.len() as u64)?;
-    let _pins = data.pin(ram)?;
-    Ok(disk.read(offset, data)?)
+    in_pieces(offset, data, |offset, piece| {
+        let _pins = piece.pin(ram)?;
+        Ok(disk.read(offset, piece)?)
+    })
 }
 
 fn write(disk: &Disk, sector: u64, ram: &GuestRam, data: &mut Scatter, write_through: bool) -> Result<(), Failure> {
@@ -123,8 +128,30 @@ fn write(disk: &Disk, sector: u64, ram: &GuestRam, data: &mut Scatter, write_thr
         return Err(Failure::Io);
     }
     let offset = checked_offset(disk, sector, data.len() as u64)?;
-    let _pins = data.pin(ram)?;
-    Ok(disk.write(offset, data, write_through)?)
+    in_pieces(offset, data, |offset, piece| {
+        let _pins = piece.pin(ram)?;
+        Ok(disk.write(offset, piece, write_through)?)
+    })
+}
+
+/// Moves the data of a request piece by piece: what is pinned at a time must not push everything else out of memory. What
+/// was moved is consumed from `data`, also on error.
+fn in_pieces(
+    mut offset: u64,
+    data: &mut Scatter,
+    mut transfer: impl FnMut(u64, &mut Scatter) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    while !data.is_empty() {
+        let mut piece = data.clone();
+        piece.truncate(PIECE_BYTES);
+        let bytes = piece.len();
+        let outcome = transfer(offset, &mut piece);
+        let moved = bytes - piece.len();
+        data.advance(moved);
+        offset += moved as u64;
+        outcome?;
+    }
+    Ok(())
 }
 
 /// The byte offset of a read or write that is whole sectors, inside the disk and not longer than agreed.

@@ -69,7 +69,11 @@ impl Net {
         let mut iovecs = Vec::with_capacity(posted.segments + 1);
         // Without pins the guest's buffers have no room: the frame is read, and dropped.
         if posted.pin(ram).is_ok() {
-            posted.chains.iter().for_each(|chain| chain.writable.append_iovecs(&mut iovecs));
+            for chain in &posted.chains {
+                let mut room = chain.writable.clone();
+                room.truncate(FRAME_BYTES_MAX);
+                room.append_iovecs(&mut iovecs);
+            }
         }
         iovecs.truncate(MAX_SEGMENTS - 1);
         let room = iovecs.iter().map(|iovec| iovec.iov_len).sum::<usize>();
@@ -119,7 +123,10 @@ impl<'m> Posted<'m> {
     /// Pins the chains that are not pinned yet.
     fn pin(&mut self, ram: &GuestRam) -> Result<(), RamError> {
         for chain in self.chains.range(self.pins.len()..) {
-            self.pins.push_back(chain.writable.pin(ram)?);
+            // A chain may be as long as memory; a frame is not.
+            let mut room = chain.writable.clone();
+            room.truncate(FRAME_BYTES_MAX);
+            self.pins.push_back(room.pin(ram)?);
         }
         Ok(())
     }

@@ -54,7 +54,11 @@ impl Guest {
     fn new(ranges: &[Range<u64>], config: PagerConfig) -> Self {
         let failures = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&failures);
-        let on_failure = move |failure: &PagerFailure| seen.lock().unwrap().push(failure.to_string());
+        let on_failure = move |failure: &PagerFailure| {
+            // The thread whose page it is waits for ever: this says why.
+            eprintln!("{failure}");
+            seen.lock().unwrap().push(failure.to_string());
+        };
         Self { failures, ..Self::ending_by(ranges, config, Box::new(on_failure)) }
     }
 

@@ -157,6 +157,12 @@ impl DuplicateIndex {
         Some(Candidate { share: ShareId::new(hash.shard(), slot), home })
     }
 
+    /// Finds the content with this hash that is at `home`, and takes a reference to it.
+    pub fn acquire_at(&self, hash: PageHash, home: Home) -> Option<ShareId> {
+        let slot = self.shard(hash.shard()).acquire_at(hash.fingerprint(), home)?;
+        Some(ShareId::new(hash.shard(), slot))
+    }
+
     /// Enters a content that was stored just now, with one reference.
     ///
     /// # Errors

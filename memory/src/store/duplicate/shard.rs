@@ -30,6 +30,13 @@ impl Shard {
         self.retain(number).then(|| (number, self.entry(number).home()))
     }
 
+    /// Finds the entry of a content at this home, and counts a reference to it.
+    pub(super) fn acquire_at(&mut self, fingerprint: u32, home: Home) -> Option<u32> {
+        let is_there = |entry: &Entry| entry.fingerprint == fingerprint && entry.home() == home;
+        let number = self.bucket(fingerprint).take(BUCKET_MAX).find(|(_, entry)| is_there(entry))?.0;
+        self.retain(number).then_some(number)
+    }
+
     /// Enters a content with one reference; `None` when there is no number for it.
     pub(super) fn insert(&mut self, fingerprint: u32, home: Home) -> Option<u32> {
         let listed = self.bucket(fingerprint).take(BUCKET_MAX).count() < BUCKET_MAX;

@@ -105,6 +105,14 @@ pub struct SwapStatistics {
     pub hole_errors: u64,
 }
 
+impl SwapStatistics {
+    /// Bytes of the disk for each byte held: blocks of freed slots count until they are given back. `None` when nothing is
+    /// held.
+    pub fn ratio(&self) -> Option<f64> {
+        (self.held_bytes > 0).then(|| (self.held_bytes + self.reclaimable_bytes) as f64 / self.held_bytes as f64)
+    }
+}
+
 #[derive(Default)]
 struct Counters {
     writes: AtomicU64,
