@@ -61,6 +61,7 @@ impl Faulty {
     }
 
     /// From here on operations fail at random; never with `None`.
+    #[cfg(not(loom))]
     pub fn set_weather(&self, seed: Option<u64>) {
         *lock(&self.weather) = seed.map(Generator::new);
     }
