@@ -73,7 +73,8 @@ fn a_hog_and_direct_disks_get_right_what_they_wrote() {
     assert!(fs::read(file("to")).expect("read") == data, "what the guest wrote to the disk");
     assert!(finished.stdout.contains("\nhog: sum OK, 28160 pages"), "{}", finished.stdout);
     assert!(finished.stdout.contains("\ninit.run: status 0"), "{}", finished.stdout);
-    assert!(counter(&memory, "charge_bytes") <= 96 * MIB, "{memory}");
+    // Devices do not wait for the limit.
+    assert!(counter(&memory, "charge_bytes") <= 97 * MIB, "{memory}");
     expect_homes(&memory, &["aside", "compressed", "swapped"]);
     assert!(counter(&memory, "evictions.swapped") > 5_000, "{memory}");
 }
