@@ -218,11 +218,20 @@ impl Pager {
     fn arm_through(&self, port: impl FnOnce(Descriptor) -> Box<dyn FaultPort>) -> Result<(), PagerError> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if threads.is_none() {
+            // Threads that start now would end at once, and nobody answer.
+            if self.paged.is_stopping() {
+                return Err(PagerError::System { what: "arming", cause: io::Error::other("the pager has ended") });
+            }
             if self.paged.connected().is_none() {
                 self.paged.connect(Kernel::open(&self.ram, self.paged.config.eviction, port)?);
             }
-            // Before the first fault can come.
-            *threads = Some(self.start_threads()?);
+            // Before the first fault can come. If not all can be had, those that run end: there is no paging then.
+            *threads = Some(self.start_threads().inspect_err(|_| {
+                self.paged.stop();
+                self.paged.reclaim.wake();
+                self.paged.readers.close();
+                self.paged.handler.kick();
+            })?);
         }
         drop(threads);
         self.paged.arm()
