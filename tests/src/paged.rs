@@ -1,6 +1,7 @@
 //! The probe in a VM with a pager, and what is counted there.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -65,7 +66,9 @@ impl PagedVm {
     pub fn memory(&mut self) -> Value {
         let socket = self.socket();
         let deadline = Instant::now() + LIMIT;
-        while !socket.exists() && !self.running.has_ended() && Instant::now() < deadline {
+        // The file is there a moment before anybody listens.
+        while UnixStream::connect(&socket).is_err() && Instant::now() < deadline {
+            assert!(!self.running.has_ended(), "the VM has ended");
             thread::sleep(Duration::from_millis(5));
         }
         ask(&socket, "GET", "/memory", "").json()

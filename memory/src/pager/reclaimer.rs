@@ -7,9 +7,10 @@ use crate::store::PAGE_BYTES;
 use crate::store::swap::SwapStatistics;
 
 use super::budget::Budget;
+use super::config::EvictionMethod;
 use super::hands::{Hands, STEP_PAGES};
 use super::homes::Workbench;
-use super::paged::Paged;
+use super::paged::{Kernel, Paged};
 use super::signal::Seen;
 use super::store::{StoreOutcome, Storer, WRITE_PAGES};
 
@@ -21,9 +22,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Rounds without a page stored after which nothing more can be.
 const FRUITLESS_ROUNDS: u64 = 2;
-
-/// Rounds after which pages that cannot be protected are tried again, written to or not.
-const FORGET_ROUNDS: u64 = 64;
 
 /// Pages moved, and pages stored, before a decision is looked at again.
 const PAGES_PER_STEP: u64 = 4 * STEP_PAGES;
@@ -46,11 +44,20 @@ pub(super) struct Progress {
     swap_failed: Option<Instant>,
     housekept: Instant,
     marks_forgotten: Instant,
+    /// Marked pages were tried again since one was last stored.
+    marks_tried: bool,
 }
 
 impl Progress {
     pub fn new(hands: Hands) -> Self {
-        Self { hands, fruitful_round: 0, swap_failed: None, housekept: Instant::now(), marks_forgotten: Instant::now() }
+        Self {
+            hands,
+            fruitful_round: 0,
+            swap_failed: None,
+            housekept: Instant::now(),
+            marks_forgotten: Instant::now(),
+            marks_tried: false,
+        }
     }
 }
 
@@ -136,15 +143,19 @@ impl Reclaimer {
     /// Notes what came of a step; true when nothing more can be evicted.
     fn note(&self, moved: u64, stored: u64) -> bool {
         let mut progress = self.lock();
-        if stored > 0 {
-            progress.fruitful_round = progress.hands.rounds();
-        }
         let round = progress.hands.rounds();
-        let exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS && moved == 0;
-        drop(progress);
-        if round % FORGET_ROUNDS == FORGET_ROUNDS - 1 && self.paged.kernel().method == super::EvictionMethod::Copy {
-            self.paged.kernel().marks.clear();
+        if stored > 0 {
+            (progress.fruitful_round, progress.marks_tried) = (round, false);
         }
+        let mut exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS && moved == 0;
+        let Kernel { method, marks, .. } = self.paged.kernel();
+        // Where pages are copied nobody tells that marked ones were written to: they are tried again before giving up.
+        if exhausted && *method == EvictionMethod::Copy && !progress.marks_tried {
+            marks.clear();
+            (progress.fruitful_round, progress.marks_tried) = (round, true);
+            exhausted = false;
+        }
+        drop(progress);
         self.paged.credit.set_exhausted(exhausted);
         exhausted
     }
