@@ -160,7 +160,7 @@ impl Handler {
         if !(state.is_stored() || matches!(state, State::Unknown | State::Untouched)) {
             return Some(u64::MAX);
         }
-        match paged.credit.ask(paged.charge_bytes(), PAGE_SIZE) {
+        match paged.ask_for_page() {
             // Room is for those who wait for it already.
             Growth::Granted(_) if is_new && !self.waiting.is_empty() && !paged.is_exempt(thread) => None,
             Growth::Granted(bytes) => Some(bytes),
@@ -224,7 +224,7 @@ impl Handler {
         let window = self.streams.observe(gfn);
         let window = self.clip(window, gfn);
         // What comes along takes room too, but for pages that are aside.
-        let room_pages = match paged.credit.ask(paged.charge_bytes(), PAGE_SIZE) {
+        let room_pages = match paged.ask_for_page() {
             Growth::Granted(bytes) => bytes.min(room_bytes) / PAGE_SIZE,
             Growth::Wait | Growth::BeyondLimit => 0,
         };

@@ -12,7 +12,7 @@ use crate::ram::PAGE_SIZE;
 
 use super::config::{EvictionMethod, PagerConfig};
 use super::counters::{Counters, Source};
-use super::credit::Credit;
+use super::credit::{Credit, Growth};
 use super::descriptor::FaultPort;
 use super::frames::Frames;
 use super::homes::{Homes, Workbench};
@@ -163,10 +163,28 @@ impl Paged {
         }
     }
 
+    /// What can be kept to: the limit, or where pages that cannot leave take most of it, those and a quarter of it for the
+    /// others. Without that the few pages a guest works with would come and go for ever.
+    fn attainable_bytes(&self, limit_bytes: u64) -> u64 {
+        let stuck_bytes = self.connected().map_or(0, |kernel| kernel.marks.count()) * PAGE_SIZE;
+        limit_bytes.max(stuck_bytes.saturating_add(limit_bytes / 4))
+    }
+
+    /// May the guest grow by a page?
+    pub fn ask_for_page(&self) -> Growth {
+        let charge_bytes = self.charge_bytes();
+        match (self.credit.ask(charge_bytes, PAGE_SIZE), self.credit.limit_bytes()) {
+            (Growth::Wait, Some(limit_bytes)) if charge_bytes < self.attainable_bytes(limit_bytes) => {
+                Growth::BeyondLimit
+            }
+            (growth, _) => growth,
+        }
+    }
+
     /// What eviction is decided from.
     pub fn view(&self) -> View {
         View {
-            limit_bytes: self.credit.limit_bytes(),
+            limit_bytes: self.credit.limit_bytes().map(|limit_bytes| self.attainable_bytes(limit_bytes)),
             charge_bytes: self.charge_bytes(),
             resident_pages: self.table.count(State::Resident),
             aside_pages: self.table.count(State::Aside),

@@ -5,8 +5,6 @@ use std::ops::Range;
 use crate::page_table::{PageTableError, PinNext, RefaultNext};
 use crate::store::codec::Decompressor;
 
-use crate::ram::PAGE_SIZE;
-
 use super::credit::Growth;
 use super::fetcher::needs_reader;
 use super::paged::{Paged, source_of};
@@ -38,7 +36,7 @@ impl Paged {
 
     /// Devices do not wait for the limit.
     fn count_device_pages(&self, pages: u64) {
-        if self.credit.ask(self.charge_bytes(), PAGE_SIZE) == Growth::Wait {
+        if self.ask_for_page() == Growth::Wait {
             self.counters.device_pages.add(pages);
             self.reclaim.wake();
         }

@@ -109,7 +109,8 @@ impl Reclaimer {
         let least_age_pages = if fruitless <= 1 { view.resident_pages / 2 } else { 0 };
         let wanted = plan.aside_pages.min(PAGES_PER_STEP);
         let (mut moved, mut looks) = (0, 0);
-        while moved < wanted && looks < LOOKS_PER_STEP {
+        // Once round at most: what is left there is looked at with other eyes then.
+        while moved < wanted && looks < LOOKS_PER_STEP && self.rounds() == round {
             let gfns = self.lock().hands.next_to_evict();
             moved += self.paged.move_aside(gfns, least_age_pages, &mut self.bench);
             looks += 1;
@@ -129,7 +130,7 @@ impl Reclaimer {
         let outcome = self.storer.finish(&self.paged, &mut self.bench);
         self.paged.homes.compressed.tidy(TIDY_SLABS);
         self.paged.homes.count_bookkeeping();
-        let exhausted = self.note(moved, outcome.stored);
+        let exhausted = self.note(outcome.stored);
         if outcome.stored > 0 || exhausted {
             // Who waits for room may find it.
             self.paged.offer_room();
@@ -141,13 +142,13 @@ impl Reclaimer {
     }
 
     /// Notes what came of a step; true when nothing more can be evicted.
-    fn note(&self, moved: u64, stored: u64) -> bool {
+    fn note(&self, stored: u64) -> bool {
         let mut progress = self.lock();
         let round = progress.hands.rounds();
         if stored > 0 {
             (progress.fruitful_round, progress.marks_tried) = (round, false);
         }
-        let mut exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS && moved == 0;
+        let mut exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS;
         let Kernel { method, marks, .. } = self.paged.kernel();
         // Where pages are copied nobody tells that marked ones were written to: they are tried again before giving up.
         if exhausted && *method == EvictionMethod::Copy && !progress.marks_tried {
