@@ -130,7 +130,7 @@ impl Reclaimer {
         let outcome = self.storer.finish(&self.paged, &mut self.bench);
         self.paged.homes.compressed.tidy(TIDY_SLABS);
         self.paged.homes.count_bookkeeping();
-        let exhausted = self.note(outcome.stored);
+        let exhausted = self.note(moved, outcome.stored);
         if outcome.stored > 0 || exhausted {
             // Who waits for room may find it.
             self.paged.offer_room();
@@ -142,13 +142,13 @@ impl Reclaimer {
     }
 
     /// Notes what came of a step; true when nothing more can be evicted.
-    fn note(&self, stored: u64) -> bool {
+    fn note(&self, moved: u64, stored: u64) -> bool {
         let mut progress = self.lock();
         let round = progress.hands.rounds();
         if stored > 0 {
             (progress.fruitful_round, progress.marks_tried) = (round, false);
         }
-        let mut exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS;
+        let mut exhausted = round.saturating_sub(progress.fruitful_round) > FRUITLESS_ROUNDS && moved == 0;
         let Kernel { method, marks, .. } = self.paged.kernel();
         // Where pages are copied nobody tells that marked ones were written to: they are tried again before giving up.
         if exhausted && *method == EvictionMethod::Copy && !progress.marks_tried {
