@@ -174,7 +174,7 @@ impl Paged {
     pub fn ask_for_page(&self) -> Growth {
         let charge_bytes = self.charge_bytes();
         match (self.credit.ask(charge_bytes, PAGE_SIZE), self.credit.limit_bytes()) {
-            (Growth::Wait, Some(limit_bytes)) if charge_bytes < self.attainable_bytes(limit_bytes) => {
+            (Growth::Wait, Some(limit_bytes)) if charge_bytes + PAGE_SIZE <= self.attainable_bytes(limit_bytes) => {
                 Growth::BeyondLimit
             }
             (growth, _) => growth,
