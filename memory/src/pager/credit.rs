@@ -1,6 +1,7 @@
 //! How much the guest may grow before it has to wait.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 /// No limit.
 const NONE: u64 = u64::MAX;
@@ -12,13 +13,22 @@ pub(super) struct Credit {
     limit_bytes: AtomicU64,
     /// Nothing more can be evicted: growth is granted all the same.
     exhausted: AtomicBool,
+    /// When that was last so, in milliseconds from `started`; 0 for never.
+    exhausted_ms: AtomicU64,
+    started: Instant,
     /// The VM is ending: nobody waits any more.
     released: AtomicBool,
 }
 
 impl Default for Credit {
     fn default() -> Self {
-        Self { limit_bytes: AtomicU64::new(NONE), exhausted: AtomicBool::new(false), released: AtomicBool::new(false) }
+        Self {
+            limit_bytes: AtomicU64::new(NONE),
+            exhausted: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+            exhausted_ms: AtomicU64::new(0),
+            started: Instant::now(),
+        }
     }
 }
 
@@ -45,6 +55,20 @@ impl Credit {
 
     pub fn set_exhausted(&self, exhausted: bool) {
         self.exhausted.store(exhausted, Ordering::Relaxed);
+        if exhausted {
+            self.exhausted_ms.store(self.now_ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether nothing more could be evicted within the last second.
+    pub fn was_exhausted_lately(&self) -> bool {
+        const LATELY_MS: u64 = 1000;
+        let exhausted_ms = self.exhausted_ms.load(Ordering::Relaxed);
+        exhausted_ms > 0 && self.now_ms() < exhausted_ms + LATELY_MS
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     pub fn is_exhausted(&self) -> bool {

@@ -166,7 +166,13 @@ impl Paged {
     /// What can be kept to: the limit, or where pages that cannot leave take most of it, those and a quarter of it for the
     /// others. Without that the few pages a guest works with would come and go for ever.
     fn attainable_bytes(&self, limit_bytes: u64) -> u64 {
-        let stuck_bytes = self.connected().map_or(0, |kernel| kernel.marks.count()) * PAGE_SIZE;
+        // Where pages are copied, marks stay on pages that were written to: they are believed for a moment, once all were
+        // tried again in vain.
+        let stuck_pages = self
+            .connected()
+            .filter(|kernel| kernel.method == EvictionMethod::Move || self.credit.was_exhausted_lately())
+            .map_or(0, |kernel| kernel.marks.count());
+        let stuck_bytes = stuck_pages * PAGE_SIZE;
         limit_bytes.max(stuck_bytes.saturating_add(limit_bytes / 4))
     }
 
