@@ -26,6 +26,9 @@ const END_MARK: &str = "@lab-end";
 const OOPS_SIGNS: [&str; 6] =
     ["Oops:", "BUG:", "Kernel panic", "general protection fault", "kernel BUG at", "double fault:"];
 
+/// What a nested host has loaded before its first step.
+const MODULES: [&str; 8] = ["kvm", "kvm-amd", "loop", "tun", "virtio_rng", "virtio_pci", "virtio_blk", "ext4"];
+
 /// One at a time in a process: two emulated machines on a few CPUs only make each other run out of time.
 static MACHINE: Mutex<()> = Mutex::new(());
 
@@ -70,7 +73,7 @@ impl Lab {
     pub fn new(kernel: CloudKernel) -> Result<Lab> {
         let package = kernel.fetch()?;
         let mut initramfs = Initramfs::new()?;
-        initramfs.add_modules(&package, &["kvm", "kvm-amd", "loop", "tun", "virtio_rng"])?;
+        initramfs.add_modules(&package, &MODULES)?;
         Ok(Lab {
             kernel,
             bzimage: package.bzimage,
@@ -100,6 +103,16 @@ impl Lab {
     pub fn with_file(mut self, guest_path: &str, source: &Path) -> Lab {
         self.initramfs.add_file(guest_path, source);
         self
+    }
+
+    /// Adds a disk with this image: `/dev/vda` for the first, and so on.
+    pub fn with_disk(self, image: &Path) -> Lab {
+        let id = format!("disk{}", self.arguments.len());
+        // What is written need not outlive this machine, so nobody waits for its own disk.
+        self.with_argument("-drive")
+            .with_argument(&format!("file={},if=none,id={id},format=raw,cache=unsafe", image.display()))
+            .with_argument("-device")
+            .with_argument(&format!("virtio-blk-pci,drive={id}"))
     }
 
     /// Adds a QEMU argument, for further devices.

@@ -1,12 +1,15 @@
 //! Tests on the nested host: an ordinary AMD-V host under emulation, once with each of two kernels.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use cistern_tests::cycles::{Cycles, HOMES};
 use cistern_tests::debian::CloudKernel;
 use cistern_tests::guests::Guest;
 use cistern_tests::initramfs::Initramfs;
 use cistern_tests::lab::Lab;
+use cistern_tests::paged::{MIB, counter, folder_on_disk, without_histograms};
 use cistern_tests::process;
 use serde_json::Value;
 
@@ -131,4 +134,93 @@ fn cistern_6_1() -> Result<()> {
 #[test]
 fn cistern_6_12() -> Result<()> {
     cistern_boots(CloudKernel::V6_12)
+}
+
+/// Cycles on each nested host; what they are is said in [`cistern_tests::cycles`].
+const CYCLES: u64 = 20_000;
+
+/// Pages that are churned there, under a quarter of their size.
+const CHURNED_PAGES: u64 = 32 * MIB / 4096;
+
+/// The emulated machine now and then stops as a whole after minutes of virtualization; so many are tried.
+const ATTEMPTS: u32 = 3;
+
+/// Runs the guest until it has verified its pages; it idles while its counters are read. One that takes too long is shown.
+const CHURN: &str = r#"set -e
+mkdir /disk
+mount -t ext4 /dev/vda /disk
+cistern run --kernel /g/probe --memory 64M --cpus 2 --resident 8M --swap /disk --api-sock /tmp/socket --cmdline \
+    'probe="fill:32M,churn,seed=7;walk:32M,touches=TOUCHES,write=100;verify;idle:1000000"' > /tmp/log 2>&1 &
+echo $! > /tmp/pid
+seconds=0
+while ! grep -q verify /tmp/log && kill -0 $!; do
+    sleep 1
+    seconds=$((seconds + 1))
+    if [ $seconds = 600 ]; then
+        cat /tmp/log
+        for thread in /proc/$!/task/*; do
+            cat $thread/comm $thread/stack
+        done
+        cistern stats /tmp/socket --json
+        exit 99
+    fi
+done
+cat /tmp/log
+"#;
+
+/// Memory of a guest leaves it by the way this kernel has for it, to a disk too, and comes back.
+fn churn(kernel: CloudKernel, eviction: &str) -> Result<()> {
+    let folder = folder_on_disk();
+    let image = folder.path().join("disk");
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&image).arg("256M").output()?;
+    assert!(made.status.success(), "mkfs.ext4 (Debian package e2fsprogs): {made:?}");
+
+    // Four touches of five find the page out; two of three are reckoned with.
+    let touches = (CYCLES + CHURNED_PAGES) * 3 / 2;
+    let lab = || -> Result<Lab> {
+        Ok(Lab::new(kernel)?
+            .with_program(process::binary())?
+            .with_file("/g/probe", process::probe())
+            .with_disk(&image)
+            .step("churn", &CHURN.replace("TOUCHES", &touches.to_string()))
+            .step("counters", "cistern stats /tmp/socket --json")
+            .step("end", "pid=$(cat /tmp/pid); kill $pid; kill $pid; while kill -0 $pid; do sleep 1; done"))
+    };
+    let mut transcript = lab()?.run(LIMIT * 4)?;
+    for _ in 1..ATTEMPTS {
+        // Whatever a program does, the step's own shell comes to its end: a host that takes that too has stopped itself.
+        if transcript.step("churn").is_some_and(|step| step.status.is_some()) {
+            break;
+        }
+        eprintln!("nested host {}: it has stopped, and is started again: {transcript:?}", kernel.version());
+        transcript = lab()?.run(LIMIT * 4)?;
+    }
+    transcript.check()?;
+
+    let output = |name| &transcript.step(name).unwrap_or_else(|| panic!("no step {name}: {transcript:?}")).output;
+    let memory: Value = serde_json::from_str(output("counters").trim())?;
+    let memory = without_histograms(memory);
+    let reports: Vec<Value> = output("churn").lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let verify = reports.iter().find(|report| report["phase"] == "verify");
+    assert!(verify.is_some_and(|verify| verify["pages"] == CHURNED_PAGES), "{transcript:?}");
+    assert!(reports.iter().all(|report| report["bad"].is_null() || report["bad"] == 0), "{transcript:?}");
+    let cycles = Cycles::of(&memory, CHURNED_PAGES);
+    println!("{}: {cycles:?}, {reports:?}, {memory}", kernel.version());
+    assert!(cycles.total() >= CYCLES, "{cycles:?}: {memory}");
+    cycles.expect_tenths(&HOMES);
+    assert_eq!((&memory["eviction"], &memory["swap"]["caching"]), (&eviction.into(), &"direct".into()), "{memory}");
+    assert_eq!(counter(&memory, "failures.over_limit_pages"), 0, "{memory}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "many minutes under emulation on a busy machine; run by name"]
+fn churn_6_1() -> Result<()> {
+    churn(CloudKernel::V6_1, "copy")
+}
+
+#[test]
+#[ignore = "minutes under emulation; run by name"]
+fn churn_6_12() -> Result<()> {
+    churn(CloudKernel::V6_12, "move")
 }
