@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The most that was seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Peak {
-    /// Proportional set size of the whole process.
+    /// Proportional set size of the process, the files it maps apart.
     pub pss_bytes: u64,
     /// Pages of its swap file in the page cache.
     pub cached_pages: u64,
@@ -54,10 +54,12 @@ impl Watch {
 fn watch(pid: u32, folder: PathBuf, stop: &AtomicBool) -> Peak {
     let mut peak = Peak::default();
     while !stop.load(Ordering::Relaxed) {
+        let still = Still::new(pid);
         if let Some(pss_bytes) = pss_bytes(pid) {
             peak.pss_bytes = peak.pss_bytes.max(pss_bytes);
             peak.looks += 1;
         }
+        drop(still);
         for file in files_open_in(pid, &folder) {
             // It may be over by now.
             if let Some(pages) = File::open(file).ok().and_then(|file| cached_pages(&file)) {
@@ -70,11 +72,45 @@ fn watch(pid: u32, folder: PathBuf, stop: &AtomicBool) -> Peak {
     peak
 }
 
-/// Proportional set size of a process; `None` when it is gone.
+/// A process that is made to pause. The kernel counts one mapping after the other: pages that move between two of them in
+/// the meantime would be counted twice, and many do on a machine that has other things to do than to count.
+struct Still(libc::pid_t);
+
+impl Still {
+    fn new(pid: u32) -> Self {
+        let still = Self(pid as libc::pid_t);
+        still.signal(libc::SIGSTOP);
+        // One that sleeps goes on sleeping: in a fault that nobody answers now it cannot be stopped, nor does it do anything.
+        while fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+        }) {
+            thread::yield_now();
+        }
+        still
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: kill takes two numbers; the process is a child that is not waited for while it is watched.
+        unsafe { libc::kill(self.0, signal) };
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        self.signal(libc::SIGCONT);
+    }
+}
+
+/// Proportional set size of a process, the files it maps apart; `None` when it is gone. Its program is the only large one,
+/// and what of it is reckoned to this process changes as other tests start the same.
 pub fn pss_bytes(pid: u32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let kib = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"))?;
-    kib.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+    let kib = |field| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(field))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+    };
+    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:")?) * 1024)
 }
 
 /// Pages of a file in the page cache, as a mapping of it tells.
