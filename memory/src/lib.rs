@@ -2,8 +2,9 @@
 //!
 //! [`GuestRam`] is the lazily mapped RAM itself. [`Balloon`] is what this crate asks of a balloon device; the device
 //! crate implements it, so that nothing here knows virtio or KVM. [`page_table`] is the state machine that every page
-//! of a paged guest goes through.
+//! of a paged guest goes through, [`pager`] what moves them, [`activity`] tells how many a guest works with.
 
+pub mod activity;
 mod balloon;
 mod mapping;
 pub mod page_table;

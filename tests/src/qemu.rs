@@ -51,7 +51,7 @@ impl Machine<'_> {
         let errors = directory.path().join("stderr");
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-nodefaults", "-display", "none"])
+            .args(["-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-nodefaults", "-display", "none"])
             .arg("-no-reboot")
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.cpus.to_string()])
             .arg("-kernel")

@@ -214,13 +214,11 @@ fn churn(kernel: CloudKernel, eviction: &str) -> Result<()> {
 }
 
 #[test]
-#[ignore = "many minutes under emulation on a busy machine; run by name"]
 fn churn_6_1() -> Result<()> {
     churn(CloudKernel::V6_1, "copy")
 }
 
 #[test]
-#[ignore = "minutes under emulation; run by name"]
 fn churn_6_12() -> Result<()> {
     churn(CloudKernel::V6_12, "move")
 }

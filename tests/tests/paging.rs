@@ -11,9 +11,9 @@ use serde_json::Value;
 /// A quarter of the 64 MiB that are churned.
 const QUARTER: &str = "16M";
 
-/// What a VMM costs beside guest RAM and stores: its program and libraries (5 MiB of files that no other process shares
-/// here), its pager's tables for 128 MiB, buffers and stacks.
-const OVERHEAD_BYTES: u64 = 8 * MIB;
+/// What a VMM costs beside guest RAM and stores, the files it maps apart: its pager's tables for 128 MiB, buffers and
+/// stacks.
+const OVERHEAD_BYTES: u64 = 3 * MIB;
 
 /// Fails unless limit and page cache were kept to, as seen from outside.
 #[track_caller]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cistern_devices::power::Power;
 use cistern_devices::serial::Serial;
+use cistern_memory::pager::Limits;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -50,7 +51,7 @@ impl Machine {
         let pager = Arc::clone(&self.pager);
         pager.exempt_thread(thread_id::current());
         if let Some(limit_bytes) = self.resident_limit_bytes {
-            pager.set_resident_limit(Some(limit_bytes))?;
+            pager.set_limits(Limits::alone(Some(limit_bytes)))?;
         }
         let supervisor = Supervisor {
             verdict: Arc::clone(&self.verdict),

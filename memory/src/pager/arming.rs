@@ -18,8 +18,9 @@ use super::classify;
 use super::config::EvictionMethod;
 use super::descriptor::{Descriptor, FaultPort};
 use super::frames::{Frames, bytes};
-use super::marks::Marks;
+use super::page_set::PageSet;
 use super::paged::{Kernel, Paged};
+use super::sampling::Touched;
 
 impl Kernel {
     /// Opens the userfaultfd and makes the side mapping. `port` stands a fault injector in the descriptor's place.
@@ -45,7 +46,7 @@ impl Kernel {
             port.register(frames.side()).map_err(|cause| UserfaultError::Register { cause })?;
         }
         let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
-        Ok(Self { frames, port, method, marks: Marks::new(pages) })
+        Ok(Self { frames, port, method, marks: PageSet::new(pages), touched: Touched::new(pages) })
     }
 }
 

@@ -6,11 +6,31 @@ use std::time::Instant;
 /// No limit.
 const NONE: u64 = u64::MAX;
 
-/// The limit and who may pass it. Each value stands alone, so relaxed operations do; a fault that waits is looked at again
-/// after each of them changes.
+/// What resident and stored pages of a VM may cost the host. Both in bytes; `None` for no such limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Pages leave until they cost no more than this.
+    pub reclaim_to_bytes: Option<u64>,
+    /// A page that would make them cost more waits.
+    pub grow_to_bytes: Option<u64>,
+    /// The guest waits even when none of its pages can leave: others give. Otherwise it grows beyond the limit then.
+    pub is_firm: bool,
+}
+
+impl Limits {
+    /// For a VM that has only itself to take from.
+    pub fn alone(limit_bytes: Option<u64>) -> Self {
+        Self { reclaim_to_bytes: limit_bytes, grow_to_bytes: limit_bytes, is_firm: false }
+    }
+}
+
+/// The limits and who may pass them. Each value stands alone, so relaxed operations do; a fault that waits is looked at
+/// again after each of them changes.
 #[derive(Debug)]
 pub(super) struct Credit {
-    limit_bytes: AtomicU64,
+    reclaim_to_bytes: AtomicU64,
+    grow_to_bytes: AtomicU64,
+    is_firm: AtomicBool,
     /// Nothing more can be evicted: growth is granted all the same.
     exhausted: AtomicBool,
     /// When that was last so, in milliseconds from `started`; 0 for never.
@@ -23,7 +43,9 @@ pub(super) struct Credit {
 impl Default for Credit {
     fn default() -> Self {
         Self {
-            limit_bytes: AtomicU64::new(NONE),
+            reclaim_to_bytes: AtomicU64::new(NONE),
+            grow_to_bytes: AtomicU64::new(NONE),
+            is_firm: AtomicBool::new(false),
             exhausted: AtomicBool::new(false),
             released: AtomicBool::new(false),
             exhausted_ms: AtomicU64::new(0),
@@ -44,12 +66,19 @@ pub(super) enum Growth {
 }
 
 impl Credit {
-    pub fn limit_bytes(&self) -> Option<u64> {
-        Some(self.limit_bytes.load(Ordering::Relaxed)).filter(|&bytes| bytes != NONE)
+    pub fn limits(&self) -> Limits {
+        let limit = |bytes: &AtomicU64| Some(bytes.load(Ordering::Relaxed)).filter(|&bytes| bytes != NONE);
+        Limits {
+            reclaim_to_bytes: limit(&self.reclaim_to_bytes),
+            grow_to_bytes: limit(&self.grow_to_bytes),
+            is_firm: self.is_firm.load(Ordering::Relaxed),
+        }
     }
 
-    pub fn set_limit_bytes(&self, limit_bytes: Option<u64>) {
-        self.limit_bytes.store(limit_bytes.unwrap_or(NONE), Ordering::Relaxed);
+    pub fn set_limits(&self, limits: Limits) {
+        self.reclaim_to_bytes.store(limits.reclaim_to_bytes.unwrap_or(NONE), Ordering::Relaxed);
+        self.grow_to_bytes.store(limits.grow_to_bytes.unwrap_or(NONE), Ordering::Relaxed);
+        self.is_firm.store(limits.is_firm, Ordering::Relaxed);
         self.set_exhausted(false);
     }
 
@@ -81,10 +110,10 @@ impl Credit {
 
     /// May a guest that costs `charge_bytes` grow by `bytes`?
     pub fn ask(&self, charge_bytes: u64, bytes: u64) -> Growth {
-        let room = self.limit_bytes.load(Ordering::Relaxed).saturating_sub(charge_bytes);
+        let room = self.grow_to_bytes.load(Ordering::Relaxed).saturating_sub(charge_bytes);
         if room >= bytes || self.released.load(Ordering::Relaxed) {
             Growth::Granted(room.max(bytes))
-        } else if self.is_exhausted() {
+        } else if self.is_exhausted() && !self.is_firm.load(Ordering::Relaxed) {
             Growth::BeyondLimit
         } else {
             Growth::Wait
@@ -100,12 +129,15 @@ mod tests {
     fn growth_waits_at_the_limit_and_nowhere_else() {
         let credit = Credit::default();
         assert_eq!(credit.ask(1 << 40, 4096), Growth::Granted(NONE - (1 << 40)));
-        credit.set_limit_bytes(Some(10_000));
+        credit.set_limits(Limits::alone(Some(10_000)));
         assert_eq!(credit.ask(5_904, 4096), Growth::Granted(4096));
         assert_eq!(credit.ask(5_905, 4096), Growth::Wait);
         assert_eq!(credit.ask(20_000, 4096), Growth::Wait);
         credit.set_exhausted(true);
         assert_eq!(credit.ask(20_000, 4096), Growth::BeyondLimit);
+        credit.set_limits(Limits { is_firm: true, ..Limits::alone(Some(10_000)) });
+        credit.set_exhausted(true);
+        assert_eq!(credit.ask(20_000, 4096), Growth::Wait);
         credit.release();
         assert_eq!(credit.ask(20_000, 4096), Growth::Granted(4096));
     }

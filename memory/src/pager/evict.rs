@@ -40,6 +40,12 @@ impl Paged {
         moved + old.map_or(0, |run| self.move_run(run, bench))
     }
 
+    /// Moves a page aside whatever is known of it, if it is in guest RAM and not pinned.
+    pub fn move_one_aside(&self, gfn: u64, bench: &mut Workbench) -> bool {
+        let page = self.table.page(gfn);
+        page.is_ok_and(|page| page.state == State::Resident && page.pins == 0) && self.move_run(gfn..gfn + 1, bench) > 0
+    }
+
     fn move_run(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
         let moved = match self.kernel().method {
             EvictionMethod::Move => match self.table.begin_evict_run(gfns) {

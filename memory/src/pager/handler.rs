@@ -112,7 +112,8 @@ impl Handler {
         while let Some((fault, since)) = self.waiting.pop_front() {
             if let Answer::Waits = self.answer_or_fail(fault, since, false) {
                 self.waiting.push_front((fault, since));
-                self.paged.reclaim.wake();
+                // Not more: a reclaimer without anything to do sends those who wait here.
+                self.paged.ask_for_room();
                 return;
             }
         }
@@ -143,14 +144,10 @@ impl Handler {
                 self.answer_present(gfn, &fault);
             }
         }
-        if paged.credit.limit_bytes().is_some() && !self.view_is_idle() {
+        if !paged.view().plan().is_idle() {
             paged.reclaim.wake();
         }
         Ok(Answer::Done)
-    }
-
-    fn view_is_idle(&self) -> bool {
-        self.paged.view().plan().is_idle()
     }
 
     /// By how many bytes memory may grow for this fault; `None` to wait. A page that is in memory already costs nothing.
@@ -179,7 +176,7 @@ impl Handler {
     /// The page came while the fault was on its way here, or it is there and write-protected because it was found not worth
     /// storing: from now on it may be tried again.
     fn answer_present(&self, gfn: u64, fault: &Fault) {
-        let Kernel { frames, port, method, marks } = self.paged.kernel();
+        let Kernel { frames, port, method, marks, .. } = self.paged.kernel();
         if fault.is_protected && *method == EvictionMethod::Move {
             marks.remove(gfn);
             // Pages are moved whole and nobody copies from behind a protection, so taking it off is always right. It fails

@@ -24,13 +24,14 @@ mod frames;
 mod handler;
 mod hands;
 mod homes;
-mod marks;
+mod page_set;
 mod paged;
 mod pinning;
 mod plan;
 mod reads;
 mod reclaimer;
 mod refault;
+mod sampling;
 mod signal;
 mod statistics;
 mod store;
@@ -48,6 +49,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 pub use config::{EvictionMethod, PagerConfig};
+pub use credit::Limits;
+pub use sampling::{Sample, Touches};
 pub use statistics::{
     EvictionStatistics, FailureStatistics, LatencyStatistics, LatencyStep, PageCounts, PagerStatistics,
     RefaultStatistics, SourceStatistics,
@@ -179,32 +182,47 @@ impl Pager {
         Ok(pager)
     }
 
-    /// Limits what resident and stored pages may cost the host, and arms the VM; `None` lifts the limit, and the VM is
-    /// opened again when no page is out. Under a limit with a swap file the compressed store takes at most three quarters of it:
-    /// what is left is for pages in use.
+    /// Limits what resident and stored pages may cost the host, and arms the VM; without any limit it is opened again when
+    /// no page is out. Where pages leave and there is a swap file, the compressed store takes at most three quarters of what
+    /// the VM may cost: what is left is for pages in use.
     ///
     /// # Errors
-    /// [`PagerError`] when the VM cannot be armed; the limit is unchanged then.
-    pub fn set_resident_limit(&self, limit_bytes: Option<u64>) -> Result<(), PagerError> {
-        match limit_bytes {
-            Some(_) => self.arm()?,
-            None => self.paged.may_open.store(true, Ordering::Relaxed),
-        }
+    /// [`PagerError`] when the VM cannot be armed; the limits are unchanged then.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), PagerError> {
         let paged = &self.paged;
-        let store_limit_bytes = match limit_bytes {
+        let is_limited = limits.reclaim_to_bytes.is_some() || limits.grow_to_bytes.is_some();
+        if is_limited && limits == paged.credit.limits() {
+            return Ok(());
+        }
+        if is_limited {
+            self.arm()?;
+        } else {
+            paged.may_open.store(true, Ordering::Relaxed);
+        }
+        let store_limit_bytes = match limits.grow_to_bytes {
             Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(bytes / 4 * 3),
             _ => paged.config.store_limit_bytes,
         };
         paged.homes.compressed.set_limit_bytes(store_limit_bytes);
-        paged.credit.set_limit_bytes(limit_bytes);
+        paged.credit.set_limits(limits);
         paged.reclaim.wake();
         paged.handler.kick();
         Ok(())
     }
 
-    /// The limit, if there is one.
-    pub fn resident_limit_bytes(&self) -> Option<u64> {
-        self.paged.credit.limit_bytes()
+    /// The limits now.
+    pub fn limits(&self) -> Limits {
+        self.paged.credit.limits()
+    }
+
+    /// What resident and stored pages cost the host now, in bytes; 0 for an open VM, of whose pages nothing is known.
+    pub fn charge_bytes(&self) -> u64 {
+        self.paged.charge_bytes()
+    }
+
+    /// Guest execution waits for room to grow.
+    pub fn is_waiting(&self) -> bool {
+        self.paged.guest_waits()
     }
 
     /// Lets the pager answer this VM's faults from now on, until a limit is lifted.
@@ -295,6 +313,28 @@ impl Pager {
         Ok(Storer::write_back(&self.paged, pages, u64::MAX, &mut bench))
     }
 
+    /// Begins a period of watching what the guest touches: up to `pages` random pages of guest RAM are moved aside, and pages
+    /// that come are counted from now on. An open VM is armed.
+    ///
+    /// # Errors
+    /// [`PagerError`].
+    pub fn begin_sample(&self, pages: usize) -> Result<Sample, PagerError> {
+        if !self.paged.table.is_armed() {
+            self.arm()?;
+        }
+        Ok(self.paged.begin_sample(pages, &mut Workbench::new(&self.paged.config)?))
+    }
+
+    /// What came of a sample so far: the period goes on until the next begins.
+    pub fn touches(&self, sample: &Sample) -> Touches {
+        self.paged.connected().map_or_else(Touches::default, |_| self.paged.touches(sample))
+    }
+
+    /// Watches no longer, until the next [`Pager::begin_sample`].
+    pub fn end_sample(&self) {
+        self.paged.end_sample();
+    }
+
     /// Faults of this thread, named by its kernel id, never wait for the limit: what runs there must go on when memory is
     /// needed most, and is bounded by other means.
     pub fn exempt_thread(&self, thread: i32) {
@@ -317,7 +357,7 @@ impl Pager {
         PagerStatistics {
             armed: paged.table.is_armed(),
             eviction: paged.connected().map(|kernel| kernel.method.name()),
-            resident_limit_bytes: paged.credit.limit_bytes(),
+            resident_limit_bytes: paged.credit.limits().grow_to_bytes,
             charge_bytes: paged.charge_bytes(),
             ram_pages,
             pages: PageCounts {

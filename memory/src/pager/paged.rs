@@ -12,13 +12,14 @@ use crate::ram::PAGE_SIZE;
 
 use super::config::{EvictionMethod, PagerConfig};
 use super::counters::{Counters, Source};
-use super::credit::{Credit, Growth};
+use super::credit::{Credit, Growth, Limits};
 use super::descriptor::FaultPort;
 use super::frames::Frames;
 use super::homes::{Homes, Workbench};
-use super::marks::Marks;
+use super::page_set::PageSet;
 use super::plan::View;
 use super::reads::Queue;
+use super::sampling::Touched;
 use super::signal::{Kick, Wake};
 use super::waits::Waits;
 use super::{OnFailure, PagerFailure};
@@ -32,7 +33,8 @@ pub(super) struct Kernel {
     pub port: Box<dyn FaultPort>,
     pub method: EvictionMethod,
     /// Pages in guest RAM that have no better home; those are write-protected where pages can be moved.
-    pub marks: Marks,
+    pub marks: PageSet,
+    pub touched: Touched,
 }
 
 /// See the top of this file.
@@ -151,6 +153,11 @@ impl Paged {
         u64::from(self.stamp().wrapping_sub(stamp)) * ARRIVALS_PER_STAMP < pages
     }
 
+    /// Whether faults wait for room.
+    pub fn guest_waits(&self) -> bool {
+        self.guest_waits.load(Ordering::Relaxed)
+    }
+
     /// Faults wait for room.
     pub fn set_guest_waits(&self, waits: bool) {
         self.guest_waits.store(waits, Ordering::Relaxed);
@@ -158,7 +165,7 @@ impl Paged {
 
     /// There may be room now: faults that wait are looked at again.
     pub fn offer_room(&self) {
-        if self.guest_waits.load(Ordering::Relaxed) {
+        if self.guest_waits() {
             self.handler.kick();
         }
     }
@@ -176,24 +183,52 @@ impl Paged {
         limit_bytes.max(stuck_bytes.saturating_add(limit_bytes / 4))
     }
 
+    /// The limits as far as they can be kept to. Firm ones are: what others give makes up for pages that cannot leave.
+    fn attainable(&self) -> Limits {
+        let limits = self.credit.limits();
+        if limits.is_firm {
+            return limits;
+        }
+        let attainable = |limit: Option<u64>| limit.map(|bytes| self.attainable_bytes(bytes));
+        Limits {
+            reclaim_to_bytes: attainable(limits.reclaim_to_bytes),
+            grow_to_bytes: attainable(limits.grow_to_bytes),
+            is_firm: false,
+        }
+    }
+
     /// May the guest grow by a page?
     pub fn ask_for_page(&self) -> Growth {
         let charge_bytes = self.charge_bytes();
-        match (self.credit.ask(charge_bytes, PAGE_SIZE), self.credit.limit_bytes()) {
-            (Growth::Wait, Some(limit_bytes)) if charge_bytes + PAGE_SIZE <= self.attainable_bytes(limit_bytes) => {
+        match self.credit.ask(charge_bytes, PAGE_SIZE) {
+            Growth::Wait
+                if self
+                    .attainable()
+                    .grow_to_bytes
+                    .is_some_and(|limit_bytes| charge_bytes + PAGE_SIZE <= limit_bytes) =>
+            {
                 Growth::BeyondLimit
             }
-            (growth, _) => growth,
+            growth => growth,
         }
     }
 
     /// What eviction is decided from.
     pub fn view(&self) -> View {
+        let Limits { reclaim_to_bytes, grow_to_bytes, .. } = self.attainable();
         View {
-            limit_bytes: self.credit.limit_bytes().map(|limit_bytes| self.attainable_bytes(limit_bytes)),
+            reclaim_to_bytes,
+            grow_to_bytes,
             charge_bytes: self.charge_bytes(),
             resident_pages: self.table.count(State::Resident),
             aside_pages: self.table.count(State::Aside),
+        }
+    }
+
+    /// Wakes the reclaimers if pages are wanted, and some may be had.
+    pub fn ask_for_room(&self) {
+        if !self.credit.is_exhausted() && !self.view().plan().is_idle() {
+            self.reclaim.wake();
         }
     }
 
@@ -240,6 +275,7 @@ impl Paged {
     pub fn finish_in(&self, claim: Claim<Refaulting>) {
         self.arrivals.fetch_add(1, Ordering::Relaxed);
         let gfn = claim.gfn();
+        self.kernel().touched.note(gfn);
         let after = self.table.finish_refault(claim, self.stamp()).expect("the claim is of this table");
         self.after_in(gfn, after);
     }

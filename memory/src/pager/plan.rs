@@ -11,8 +11,10 @@ const RESERVE_PART: u64 = 16;
 /// What a decision is made from. Sizes in bytes or pages as named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View {
-    /// The limit, if there is one.
-    pub limit_bytes: Option<u64>,
+    /// Pages leave until the VM costs no more than this, if that is wanted.
+    pub reclaim_to_bytes: Option<u64>,
+    /// Where the guest would have to wait.
+    pub grow_to_bytes: Option<u64>,
     /// What resident and stored pages cost.
     pub charge_bytes: u64,
     /// Pages in guest RAM.
@@ -40,15 +42,21 @@ impl Plan {
 }
 
 impl View {
-    /// Slack is kept free: eviction starts when half of it is used and goes on until it is whole. A part of what is resident
-    /// is kept aside beyond that, where a page that is still in use gets its second chance.
+    /// Pages leave for no other reason than that they are wanted. Where they are, slack is kept free below the point where
+    /// the guest would wait: eviction starts when half of it is used and goes on until it is whole. A part of what is
+    /// resident is kept aside beyond that, where a page that is still in use gets its second chance.
     pub fn plan(&self) -> Plan {
-        let Some(limit_bytes) = self.limit_bytes else { return Plan::default() };
-        let slack_bytes = (limit_bytes / 64 / PAGE_SIZE).clamp(*SLACK_PAGES.start(), *SLACK_PAGES.end()) * PAGE_SIZE;
-        if self.charge_bytes <= limit_bytes.saturating_sub(slack_bytes / 2) {
+        let Some(reclaim_to_bytes) = self.reclaim_to_bytes else { return Plan::default() };
+        let (mut most_bytes, mut goal_bytes) = (reclaim_to_bytes, reclaim_to_bytes);
+        if let Some(bytes) = self.grow_to_bytes {
+            let slack_bytes = (bytes / 64 / PAGE_SIZE).clamp(*SLACK_PAGES.start(), *SLACK_PAGES.end()) * PAGE_SIZE;
+            most_bytes = most_bytes.min(bytes.saturating_sub(slack_bytes / 2));
+            goal_bytes = goal_bytes.min(bytes.saturating_sub(slack_bytes));
+        }
+        if self.charge_bytes <= most_bytes {
             return Plan::default();
         }
-        let over_bytes = self.charge_bytes - limit_bytes.saturating_sub(slack_bytes);
+        let over_bytes = self.charge_bytes - goal_bytes;
         let store_pages = over_bytes.div_ceil(PAGE_SIZE);
         let reserve_pages = self.resident_pages / RESERVE_PART;
         let aside_pages = (reserve_pages + store_pages).saturating_sub(self.aside_pages).min(self.resident_pages);
@@ -64,7 +72,8 @@ mod tests {
 
     fn view(limit_mib: u64, charge_bytes: u64) -> View {
         View {
-            limit_bytes: Some(limit_mib * MIB),
+            reclaim_to_bytes: Some(limit_mib * MIB),
+            grow_to_bytes: Some(limit_mib * MIB),
             charge_bytes,
             resident_pages: charge_bytes / PAGE_SIZE,
             aside_pages: 0,
@@ -73,7 +82,7 @@ mod tests {
 
     #[test]
     fn nothing_is_done_without_a_limit_or_below_it() {
-        assert!(View { limit_bytes: None, ..view(0, 1 << 40) }.plan().is_idle());
+        assert!(View { reclaim_to_bytes: None, ..view(0, 1 << 40) }.plan().is_idle());
         assert!(view(128, 100 * MIB).plan().is_idle());
         assert!(view(128, 127 * MIB).plan().is_idle(), "half of the slack may be used");
         assert!(!view(128, 127 * MIB + 1).plan().is_idle());
@@ -86,6 +95,14 @@ mod tests {
         // Small and large limits have slack too.
         assert_eq!(view(4, 4 * MIB).plan().store_pages, 64);
         assert_eq!(view(1 << 20, (1 << 20) * MIB).plan().store_pages, 2048);
+    }
+
+    #[test]
+    fn a_vm_that_may_grow_gives_what_is_wanted_and_no_more() {
+        let roomy = View { grow_to_bytes: Some(256 * MIB), ..view(128, 130 * MIB) };
+        assert_eq!(roomy.plan().store_pages, 512);
+        assert_eq!(View { grow_to_bytes: None, ..roomy }.plan(), roomy.plan());
+        assert!(View { charge_bytes: 128 * MIB, ..roomy }.plan().is_idle());
     }
 
     #[test]

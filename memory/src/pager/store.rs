@@ -211,7 +211,7 @@ impl Paged {
 
     /// Brings aside pages back and marks them. Returns how many are there.
     fn mark_in_place(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
-        let Kernel { frames, port, method, marks } = self.kernel();
+        let Kernel { frames, port, method, marks, .. } = self.kernel();
         let Ok(runs) = self.table.begin_refault_run(gfns) else { return 0 };
         let mut marked = 0;
         for run in runs {

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use cistern_memory::PAGE_SIZE;
+use cistern_memory::pager::Limits;
 
 use super::table::{heading, note, number, row};
 use super::throttle::Throttle;
@@ -104,7 +105,7 @@ fn through_the_pager(saved_bytes: u64, seconds: f64) -> Walks {
     vm.wait_for("fill");
     vm.pager.arm().expect("userfaultfd");
     let limit_bytes = vm.pager.statistics().charge_bytes - saved_bytes;
-    vm.pager.set_resident_limit(Some(limit_bytes)).expect("it is armed");
+    vm.pager.set_limits(Limits::alone(Some(limit_bytes))).expect("it is armed");
     let walks = watch(&mut vm, || resident_bytes().saturating_sub(before_bytes));
     let statistics = vm.pager.statistics();
     let (refaults, evictions) = (&statistics.refaults, &statistics.evictions);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cistern_memory::Balloon;
-use cistern_memory::pager::PagerError;
+use cistern_memory::pager::{Limits, PagerError};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Bytes};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -122,7 +122,7 @@ where
             if let Some(bytes) = update.resident_bytes.filter(|bytes| *bytes < MINIMUM_RESIDENT.bytes) {
                 return Err(Refusal::Resident { bytes });
             }
-            machine.pager.set_resident_limit(update.resident_bytes)?;
+            machine.pager.set_limits(Limits::alone(update.resident_bytes))?;
             done()
         }
         ("GET", "/metrics") => answer(metrics::CONTENT_TYPE, metrics::text(MemoryReport::of(machine))),
@@ -183,7 +183,7 @@ mod tests {
     use cistern_devices::power::Power;
     use cistern_devices::virtio::balloon;
     use cistern_memory::GuestRam;
-    use cistern_memory::pager::{Pager, PagerConfig};
+    use cistern_memory::pager::{Limits, Pager, PagerConfig};
     use serde_json::{Value, json};
 
     use super::*;

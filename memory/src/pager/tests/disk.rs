@@ -128,7 +128,7 @@ fn pages_stay_where_they_are_when_a_write_fails() {
 fn a_file_that_failed_is_tried_again_in_time() {
     let guest = Guest::new(&[0..32 * MIB], with_swap(methods()[0]));
     guest.file().writes.lock().unwrap().push_back(Fault::Errno(libc::EIO));
-    guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
     let since = Instant::now();
     guest.write_random(0..4096);
     let statistics = guest.pager.statistics();
@@ -145,7 +145,7 @@ fn a_file_that_failed_is_tried_again_in_time() {
 fn pages_that_found_the_file_full_are_tried_again_in_time() {
     let config = PagerConfig { swap_limit_bytes: 4 * MIB, ..with_swap(methods()[0]) };
     let guest = Guest::new(&[0..32 * MIB], config);
-    guest.pager.set_resident_limit(Some(10 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(10 * MIB))).unwrap();
     guest.write_random(0..4096);
     let statistics = guest.wait_until("full", |statistics| statistics.pages.swapped == 1024);
     assert!(statistics.charge_bytes > 11 * MIB, "{statistics:#?}");
@@ -215,7 +215,7 @@ fn no_page_is_lost_in_a_storm_over_a_failing_disk() {
         println!("{method:?}");
         let (guest, plan) = (Guest::new(&[0..PAGES * PAGE_SIZE], with_swap(method)), Arc::new(Plan::default()));
         guest.arm_through(&plan);
-        guest.pager.set_resident_limit(Some(4 * MIB)).unwrap();
+        guest.pager.set_limits(Limits::alone(Some(4 * MIB))).unwrap();
         guest.file().set_weather(Some(7));
         plan.set_weather(Some(8));
         // A failed write stops writing for ten seconds: too long for a storm.

@@ -31,7 +31,7 @@ fn no_page_is_lost_in_a_storm_of_failing_calls() {
     for method in methods() {
         println!("{method:?}");
         let (guest, plan) = guest(PAGES, with_swap(method));
-        guest.pager.set_resident_limit(Some(4 * MIB)).unwrap();
+        guest.pager.set_limits(Limits::alone(Some(4 * MIB))).unwrap();
         plan.set_weather(Some(1));
         storm(&guest, touches(30_000), || {});
         plan.set_weather(None);
@@ -241,7 +241,7 @@ fn a_vm_that_cannot_be_unregistered_goes_on() {
         assert_eq!(guest.store(0..256), 192);
         plan.order(Call::Unregister, [PortFault::Errno(libc::ENOMEM); 1000]);
         check_pages(&guest, 0..256);
-        guest.pager.set_resident_limit(None).unwrap();
+        guest.pager.set_limits(Limits::alone(None)).unwrap();
         guest.wait_until("open", |statistics| !statistics.armed);
         // Some pages were found not worth storing, and are protected where that is how a write to them is noticed.
         guest.soon(|| (0..256).for_each(|gfn| guest.write(gfn, &page_of(gfn, 0))));

@@ -176,19 +176,19 @@ fn first_touches_come_in_clusters_and_read_as_zero() {
 fn a_vm_whose_pages_are_home_is_opened_when_the_limit_goes() {
     let guest = Guest::new(&[0..4 * MIB], PagerConfig::default());
     (0..1024).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
-    guest.pager.set_resident_limit(Some(64 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(64 * MIB))).unwrap();
     assert!(guest.at_rest().armed);
     guest.evict(0..16);
-    guest.pager.set_resident_limit(None).unwrap();
+    guest.pager.set_limits(Limits::alone(None)).unwrap();
     thread::sleep(Duration::from_millis(50));
     assert!(guest.at_rest().armed, "pages are out");
     (0..16).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn)));
-    guest.pager.set_resident_limit(None).unwrap();
+    guest.pager.set_limits(Limits::alone(None)).unwrap();
     guest.wait_until("open", |statistics| !statistics.armed);
     (0..1024).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn)));
     // And armed again, with what is there now.
     guest.ram.discard(0, MIB).unwrap();
-    guest.pager.set_resident_limit(Some(64 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(64 * MIB))).unwrap();
     assert_eq!(guest.at_rest().pages.resident, 768);
     guest.check_no_failure();
 }

@@ -6,7 +6,7 @@ use super::*;
 fn a_guest_four_times_its_limit_stays_below_it() {
     for method in methods() {
         let guest = Guest::new(&[0..64 * MIB], with_swap(method));
-        guest.pager.set_resident_limit(Some(16 * MIB)).unwrap();
+        guest.pager.set_limits(Limits::alone(Some(16 * MIB))).unwrap();
         let most = thread::scope(|scope| {
             let touching = scope.spawn(|| {
                 for version in 0..3 {
@@ -36,7 +36,7 @@ fn a_guest_four_times_its_limit_stays_below_it() {
 #[test]
 fn what_cannot_be_evicted_is_granted_beyond_the_limit() {
     let guest = Guest::new(&[0..32 * MIB], PagerConfig::default());
-    guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
     for gfn in 0..4096 {
         guest.write(gfn, &page_of(3, gfn));
     }
@@ -54,7 +54,7 @@ fn what_cannot_be_evicted_is_granted_beyond_the_limit() {
 fn those_who_wait_are_let_go_at_the_end_and_by_what_is_given_back() {
     // One per mille of a CPU: nothing is evicted in time.
     let guest = Guest::new(&[0..32 * MIB], PagerConfig { reclaim_cpu_percent: 1, ..PagerConfig::default() });
-    guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
     guest.pager.exempt_thread(vmm_sys_util_thread_id());
     thread::scope(|scope| {
         let touching = scope.spawn(|| (0..4096).for_each(|gfn| guest.write(gfn, &page_of(2, gfn))));
@@ -76,7 +76,7 @@ fn vmm_sys_util_thread_id() -> i32 {
 #[test]
 fn the_compressed_store_makes_room_by_what_is_oldest() {
     let guest = Guest::new(&[0..32 * MIB], PagerConfig { store_limit_bytes: MIB, ..with_swap(methods()[0]) });
-    guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
     (0..8000).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
     let statistics = guest.wait_until("room", |statistics| statistics.charge_bytes <= 8 * MIB);
     assert!(statistics.compressed.held_bytes <= MIB, "{statistics:#?}");
@@ -89,7 +89,7 @@ fn the_compressed_store_makes_room_by_what_is_oldest() {
 fn cold_pages_go_to_the_file_by_age() {
     let guest =
         Guest::new(&[0..32 * MIB], PagerConfig { cold_after: Duration::from_secs(1), ..with_swap(methods()[0]) });
-    guest.pager.set_resident_limit(Some(8 * MIB)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
     (0..4096).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
     guest.wait_until("written back", |statistics| {
         statistics.evictions.written_back > 0 && statistics.compressed.pages == 0

@@ -152,7 +152,7 @@ fn loses() {
         Case::Reclaimer => {
             plan.order(Call::Move, [PortFault::Panic]);
             plan.order(Call::Protect, [PortFault::Panic]);
-            guest.pager.set_resident_limit(Some(MIB / 4)).unwrap();
+            guest.pager.set_limits(Limits::alone(Some(MIB / 4))).unwrap();
             // It waits for room that nobody makes.
             guest.soon(|| (200..256).for_each(|gfn| guest.write(gfn, &page_of(3, gfn))));
             exit(STATUS_ANSWERED);

@@ -9,6 +9,7 @@ mod limit;
 mod lost;
 mod merged;
 mod port;
+mod sampling;
 mod storm;
 
 use std::io::Write;

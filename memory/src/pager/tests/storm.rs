@@ -111,7 +111,7 @@ fn check_sources(refaults: &RefaultStatistics) {
 
 /// At rest every page is somewhere once: when all are given back nothing is held.
 pub(super) fn check_emptied(guest: &Guest) {
-    guest.pager.set_resident_limit(None).unwrap();
+    guest.pager.set_limits(Limits::alone(None)).unwrap();
     guest.ram.discard(0, PAGES * PAGE_SIZE).unwrap();
     let statistics = guest.pager.statistics();
     assert_eq!((statistics.compressed.pages, statistics.duplicates.references), (0, 0), "{statistics:#?}");
@@ -121,7 +121,7 @@ pub(super) fn check_emptied(guest: &Guest) {
 fn storm_under(config: PagerConfig, limit_bytes: u64) {
     println!("{:?}", config.eviction);
     let guest = Guest::new(&[0..PAGES * PAGE_SIZE], config);
-    guest.pager.set_resident_limit(Some(limit_bytes)).unwrap();
+    guest.pager.set_limits(Limits::alone(Some(limit_bytes))).unwrap();
     storm(&guest, touches(100_000), || {});
     check_emptied(&guest);
 }

@@ -1,4 +1,4 @@
-//! One bit a page: pages not worth trying again.
+//! A set of pages, one bit each.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Words of one chunk: 128 MiB of guest memory.
 const CHUNK_WORDS: u64 = 512;
 
-/// A set of pages. Each bit is a hint of its own, so relaxed operations do. Memory is taken where pages are marked.
+/// See the top of this file. Each bit is a hint of its own, so relaxed operations do. Memory is taken where pages are.
 #[derive(Debug)]
-pub(super) struct Marks {
+pub(super) struct PageSet {
     chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
     count: AtomicU64,
 }
 
-impl Marks {
+impl PageSet {
     pub fn new(pages: u64) -> Self {
         let chunks = pages.div_ceil(64 * CHUNK_WORDS);
         Self { chunks: (0..chunks).map(|_| OnceLock::new()).collect(), count: AtomicU64::new(0) }
@@ -28,6 +28,7 @@ impl Marks {
         self.word(gfn).is_some_and(|word| word.load(Ordering::Relaxed) & Self::bit(gfn) != 0)
     }
 
+    /// The page must be below the number of pages the set was made for.
     pub fn insert(&self, gfn: u64) {
         let (chunk, at) = Self::place(gfn);
         let chunk = self.chunks[chunk].get_or_init(|| (0..CHUNK_WORDS).map(|_| AtomicU64::new(0)).collect());
@@ -78,18 +79,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_one_page() {
-        let marks = Marks::new(100_130);
+    fn a_page_is_one_bit() {
+        let set = PageSet::new(100_130);
         for gfn in [0, 63, 64, 100_129] {
-            marks.insert(gfn);
-            marks.insert(gfn);
+            set.insert(gfn);
+            set.insert(gfn);
         }
-        assert_eq!(marks.count(), 4);
-        marks.remove_all(60..65);
-        marks.remove(1);
-        assert_eq!((0..100_130).filter(|&gfn| marks.contains(gfn)).collect::<Vec<_>>(), [0, 100_129]);
-        assert_eq!(marks.count(), 2);
-        marks.clear();
-        assert_eq!(marks.count(), 0);
+        assert_eq!(set.count(), 4);
+        set.remove_all(60..65);
+        set.remove(1);
+        assert_eq!((0..100_130).filter(|&gfn| set.contains(gfn)).collect::<Vec<_>>(), [0, 100_129]);
+        assert_eq!(set.count(), 2);
+        set.clear();
+        assert_eq!(set.count(), 0);
     }
 }

@@ -1,0 +1,74 @@
+//! Periods: a sample is taken, watched, and made into an estimate.
+
+use std::time::{Duration, Instant};
+
+use crate::pager::{Pager, PagerError, Sample};
+
+use super::estimator::{Estimate, Estimator};
+
+/// How a guest is sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackerConfig {
+    /// Length of a period.
+    pub period: Duration,
+    /// Pages of a sample; the standard deviation of the touched part `f` is `sqrt(f (1 - f) / pages)`.
+    pub sample_pages: usize,
+}
+
+impl Default for TrackerConfig {
+    /// 100 pages, as ESX, but every 5 s instead of every 60.
+    fn default() -> Self {
+        Self { period: Duration::from_secs(5), sample_pages: 100 }
+    }
+}
+
+/// Samples one guest.
+#[derive(Debug)]
+pub struct Tracker {
+    config: TrackerConfig,
+    estimator: Estimator,
+    running: Option<(Sample, Instant)>,
+    periods: u64,
+}
+
+impl Tracker {
+    /// Nothing is sampled before the first [`Tracker::step`].
+    pub fn new(config: TrackerConfig) -> Self {
+        Self { config, estimator: Estimator::default(), running: None, periods: 0 }
+    }
+
+    /// Ends the period if it is over and begins the next; the VM is armed. To be called a few times a period.
+    ///
+    /// # Errors
+    /// [`PagerError`] when the VM cannot be armed or there is no memory for a codec.
+    pub fn step(&mut self, pager: &Pager, now: Instant) -> Result<(), PagerError> {
+        match &self.running {
+            Some((_, since)) if now.duration_since(*since) < self.config.period => return Ok(()),
+            Some((sample, _)) => {
+                self.estimator.end_period(pager.touches(sample));
+                self.periods += 1;
+            }
+            None => {}
+        }
+        self.running = Some((pager.begin_sample(self.config.sample_pages)?, now));
+        Ok(())
+    }
+
+    /// Stops sampling; what is known is kept.
+    pub fn rest(&mut self, pager: &Pager) {
+        if self.running.take().is_some() {
+            pager.end_sample();
+        }
+    }
+
+    /// The estimate; `None` before the first period has ended.
+    pub fn estimate(&self, pager: &Pager) -> Option<Estimate> {
+        self.estimator
+            .estimate(self.running.as_ref().map_or_else(Default::default, |(sample, _)| pager.touches(sample)))
+    }
+
+    /// Periods that have ended.
+    pub fn periods(&self) -> u64 {
+        self.periods
+    }
+}

@@ -1,0 +1,63 @@
+//! Samples of what a guest touches.
+
+use super::*;
+
+#[test]
+fn a_sample_tells_how_much_a_guest_touches() {
+    for method in methods() {
+        let config = PagerConfig { eviction: Some(method), ..PagerConfig::default() };
+        let guest = Guest::new(&[0..8 * MIB, 16 * MIB..24 * MIB], config);
+        guest.pager.arm().unwrap();
+        let filled = || (0..2048).chain(4096..5120);
+        guest.soon(|| filled().for_each(|gfn| guest.write(gfn, &[7; PAGE_BYTES])));
+        guest.at_rest();
+        let sample = guest.pager.begin_sample(300).unwrap();
+        let nothing = Touches { resident_pages: 3072, sampled_pages: 300, ..Touches::default() };
+        assert_eq!(guest.pager.touches(&sample), nothing);
+        assert_eq!(guest.at_rest().pages.aside, 300);
+
+        // A third of what there is, twice, and 64 new pages (which come in clusters).
+        let read = |gfns: Range<u64>| gfns.for_each(|gfn| assert_eq!(guest.read(gfn)[0] & !7, 0));
+        guest.soon(|| (read(4096..5120), read(4096..5120), read(5120..5184)));
+        let touches = guest.pager.touches(&sample);
+        guest.at_rest();
+        assert!((60..140).contains(&touches.sampled_touched_pages), "{touches:?}");
+        assert_eq!(touches.arrived_pages, 64, "{touches:?}");
+
+        // The next period begins with what is aside still: that is not resident, and comes back where it is touched.
+        let sample = guest.pager.begin_sample(0).unwrap();
+        let aside_pages = 300 - touches.sampled_touched_pages;
+        assert_eq!(guest.pager.touches(&sample).resident_pages, 3072 + 64 - aside_pages);
+        guest.soon(|| read(0..2048));
+        assert_eq!(guest.pager.touches(&sample).arrived_pages, aside_pages);
+        guest.pager.end_sample();
+        guest.soon(|| read(5184..5200));
+        assert_eq!(guest.pager.touches(&sample).arrived_pages, aside_pages, "nobody watches");
+    }
+}
+
+#[test]
+fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
+    let guest = Guest::new(&[0..16 * MIB], PagerConfig::default());
+    // Nothing is wanted of it: it waits, and nothing leaves.
+    let grow_to = |bytes, reclaim_to_bytes| Limits { grow_to_bytes: Some(bytes), reclaim_to_bytes, is_firm: true };
+    guest.pager.set_limits(grow_to(4 * MIB, None)).unwrap();
+    guest.soon(|| {
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| (0..2048).for_each(|gfn| guest.write(gfn, &[gfn as u8 | 1; PAGE_BYTES])));
+            guest.wait_until("it waits", |_| guest.pager.is_waiting());
+            thread::sleep(Duration::from_millis(100));
+            let statistics = guest.pager.statistics();
+            assert!(!writer.is_finished() && statistics.charge_bytes <= 4 * MIB, "{statistics:?}");
+            assert_eq!((statistics.pages.resident, statistics.evictions.aside), (1024, 0));
+            guest.pager.set_limits(grow_to(12 * MIB, None)).unwrap();
+            writer.join().unwrap();
+        });
+    });
+    assert!(!guest.pager.is_waiting());
+    assert_eq!(guest.at_rest().evictions.aside, 0);
+    guest.pager.set_limits(grow_to(12 * MIB, Some(6 * MIB))).unwrap();
+    let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 6 * MIB);
+    assert!(statistics.charge_bytes > 5 * MIB, "no more than was wanted: {statistics:?}");
+    guest.soon(|| (0..2048).for_each(|gfn| assert_eq!(guest.read(gfn), [gfn as u8 | 1; PAGE_BYTES])));
+}
