@@ -38,6 +38,13 @@ pub trait Balloon: Send + Sync {
     /// What the guest has in its balloon now, as the device counted it.
     fn inflated_bytes(&self) -> u64;
 
+    /// Whether the guest drives the balloon: without, nothing that is asked for comes.
+    fn has_driver(&self) -> bool;
+
+    /// Host memory that inflating has freed since boot, in bytes: pages that were not in guest RAM count nothing, nor do
+    /// those of a VM that is open.
+    fn given_bytes(&self) -> u64;
+
     /// Bytes given back by free page reporting since boot.
     fn reported_bytes(&self) -> u64;
 

@@ -55,11 +55,12 @@ pub enum RamError {
 
 /// What a pager does for guest RAM: it knows where each page is. Ranges are gfns inside one region of RAM.
 pub trait Paging: Send + Sync + fmt::Debug {
-    /// Drops pages in whatever form they are held; they read as zero when this returns.
+    /// Drops pages in whatever form they are held; they read as zero when this returns. Returns how many of them are known
+    /// to have been in host memory, uncompressed: what others can use now.
     ///
     /// # Errors
     /// [`RamError::Mapping`].
-    fn discard(&self, gfns: Range<u64>) -> Result<(), RamError>;
+    fn discard(&self, gfns: Range<u64>) -> Result<u64, RamError>;
 
     /// Brings pages into guest RAM and keeps them there until as many calls of [`Paging::unpin`].
     ///
@@ -187,14 +188,14 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::NotRam`] when the range is not whole pages inside one region, [`RamError::Mapping`] when the kernel
     /// refuses; nothing was given back then.
-    pub fn discard(&self, guest_address: u64, bytes: u64) -> Result<(), RamError> {
+    pub fn discard(&self, guest_address: u64, bytes: u64) -> Result<u64, RamError> {
         if !guest_address.is_multiple_of(PAGE_SIZE) || !bytes.is_multiple_of(PAGE_SIZE) || bytes == 0 {
             return Err(RamError::NotRam { guest_address, bytes });
         }
         let gfns = self.gfns(guest_address, bytes)?;
         match self.paging() {
-            Some(paging) => paging.discard(gfns),
-            None => self.drop_pages(gfns),
+            Some(paging) => Ok(paging.discard(gfns)? * PAGE_SIZE),
+            None => self.drop_pages(gfns).map(|()| 0),
         }
     }
 

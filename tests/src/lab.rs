@@ -39,6 +39,7 @@ pub struct Lab {
     bzimage: PathBuf,
     initramfs: Initramfs,
     memory_mib: u32,
+    one_thread: bool,
     arguments: Vec<String>,
     steps: Vec<(String, String)>,
 }
@@ -79,6 +80,7 @@ impl Lab {
             bzimage: package.bzimage,
             initramfs,
             memory_mib: 2048,
+            one_thread: false,
             arguments: Vec::new(),
             steps: Vec::new(),
         })
@@ -87,6 +89,13 @@ impl Lab {
     /// Sets the nested host's RAM.
     pub fn with_memory_mib(mut self, memory_mib: u32) -> Lab {
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Lets one thread emulate both CPUs in turn. Slower, but with a thread each QEMU now and then loses an interrupt between
+    /// them after minutes of virtualization, and the nested host stops for good.
+    pub fn with_one_thread(mut self) -> Lab {
+        self.one_thread = true;
         self
     }
 
@@ -151,6 +160,7 @@ impl Lab {
             cmdline: "console=ttyS0 reboot=k panic=-1 oops=panic mitigations=off quiet init.run=\"sh /lab/run\"",
             memory_mib: self.memory_mib,
             cpus: 2,
+            one_thread: self.one_thread,
             arguments: &self.arguments,
         };
         let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);

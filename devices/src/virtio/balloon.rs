@@ -48,6 +48,8 @@ pub struct BalloonHandle {
     target_bytes: AtomicU64,
     inflated_bytes: AtomicU64,
     reported_bytes: AtomicU64,
+    given_bytes: AtomicU64,
+    has_driver: AtomicBool,
     discard_failures: AtomicU64,
     statistics_wanted: AtomicBool,
     /// Held for a copy only.
@@ -85,6 +87,14 @@ impl cistern_memory::Balloon for BalloonHandle {
 
     fn inflated_bytes(&self) -> u64 {
         self.inflated_bytes.load(Ordering::Relaxed)
+    }
+
+    fn has_driver(&self) -> bool {
+        self.has_driver.load(Ordering::Relaxed)
+    }
+
+    fn given_bytes(&self) -> u64 {
+        self.given_bytes.load(Ordering::Relaxed)
     }
 
     fn reported_bytes(&self) -> u64 {
@@ -137,6 +147,8 @@ impl Balloon {
                 target_bytes: AtomicU64::new(0),
                 inflated_bytes: AtomicU64::new(0),
                 reported_bytes: AtomicU64::new(0),
+                given_bytes: AtomicU64::new(0),
+                has_driver: AtomicBool::new(false),
                 discard_failures: AtomicU64::new(0),
                 statistics_wanted: AtomicBool::new(false),
                 statistics: Mutex::new(None),
@@ -175,7 +187,9 @@ impl Balloon {
         match role {
             Role::Inflate => for_each_run(readable(chain)?, ram, |frames| {
                 self.pages.insert(frames.clone());
-                self.discard(ram, frames.start * PAGE_SIZE..frames.end * PAGE_SIZE).map(|_| ())
+                let given_bytes = self.discard(ram, frames.start * PAGE_SIZE..frames.end * PAGE_SIZE)?;
+                self.handle.given_bytes.fetch_add(given_bytes.unwrap_or(0), Ordering::Relaxed);
+                Ok(())
             })?,
             // The memory itself comes back on first touch.
             Role::Deflate => for_each_run(readable(chain)?, ram, |frames| {
@@ -224,23 +238,24 @@ impl Balloon {
             // Only whole pages: what shares a page with the ends of the range may be in use.
             let pages = start.next_multiple_of(PAGE_SIZE)..end - end % PAGE_SIZE;
             if pages.start < pages.end {
-                let bytes = self.discard(ram, pages)?;
-                self.handle.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
+                let bytes = pages.end - pages.start;
+                if self.discard(ram, pages)?.is_some() {
+                    self.handle.reported_bytes.fetch_add(bytes, Ordering::Relaxed);
+                }
             }
         }
         if whole { Ok(()) } else { Err(QueueError::ChainBroken.into()) }
     }
 
     /// Gives a range back to the host. A kernel that refuses costs the host memory and the guest nothing: counted, and on
-    /// we go. Returns the bytes given back.
-    fn discard(&self, ram: &GuestRam, range: Range<u64>) -> Result<u64, DeviceError> {
-        let bytes = range.end - range.start;
-        match ram.discard(range.start, bytes) {
-            Ok(()) => Ok(bytes),
+    /// we go. Returns the host memory this freed, as far as it is known; `None` when the kernel refused.
+    fn discard(&self, ram: &GuestRam, range: Range<u64>) -> Result<Option<u64>, DeviceError> {
+        match ram.discard(range.start, range.end - range.start) {
+            Ok(given_bytes) => Ok(Some(given_bytes)),
             Err(RamError::NotRam { .. }) => Err(DeviceError::Request("range outside RAM")),
             Err(_) => {
                 self.handle.discard_failures.fetch_add(1, Ordering::Relaxed);
-                Ok(0)
+                Ok(None)
             }
         }
     }
@@ -333,6 +348,7 @@ impl VirtioDevice for Balloon {
     fn activate(&mut self, driver: &mut Driver) -> Result<(), DeviceError> {
         let end = driver.ram.regions().iter().map(end_of).max().unwrap_or(0);
         self.pages = PageSet::new(end / PAGE_SIZE);
+        self.handle.has_driver.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -375,6 +391,7 @@ impl VirtioDevice for Balloon {
 
     /// The guest's side starts anew: it has no pages in the balloon and has said nothing. What is asked of it stands.
     fn reset(&mut self) {
+        self.handle.has_driver.store(false, Ordering::Relaxed);
         self.actual_pages = [0; 4];
         self.pages = PageSet::default();
         self.announced_target_bytes = 0;

@@ -298,7 +298,7 @@ mod tests {
     }
 
     impl Paging for Ledger {
-        fn discard(&self, _: Range<u64>) -> Result<(), RamError> {
+        fn discard(&self, _: Range<u64>) -> Result<u64, RamError> {
             unreachable!("nothing is discarded here")
         }
 

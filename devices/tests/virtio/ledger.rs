@@ -83,11 +83,11 @@ impl Ledger {
 }
 
 impl Paging for Ledger {
-    fn discard(&self, gfns: Range<u64>) -> Result<(), RamError> {
-        for gfn in gfns {
+    fn discard(&self, gfns: Range<u64>) -> Result<u64, RamError> {
+        for gfn in gfns.clone() {
             self.ram.memory().write_slice(&[0; PAGE_SIZE as usize], GuestAddress(gfn * PAGE_SIZE)).unwrap();
         }
-        Ok(())
+        Ok(gfns.end - gfns.start)
     }
 
     fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError> {

@@ -57,7 +57,7 @@ pub use statistics::{
 };
 
 use crate::mapping::MappingError;
-use crate::page_table::{PageTable, PageTableError, State};
+use crate::page_table::{PageTable, PageTableError, Place, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
 use crate::store::swap::OpenError;
@@ -411,16 +411,22 @@ impl Drop for Pager {
 }
 
 impl Paging for Pager {
-    fn discard(&self, gfns: Range<u64>) -> Result<(), RamError> {
+    fn discard(&self, gfns: Range<u64>) -> Result<u64, RamError> {
         let paged = &self.paged;
         {
             let _open = paged.arming.read().unwrap_or_else(PoisonError::into_inner);
             if !paged.table.is_armed() {
-                return self.ram.drop_pages(gfns);
+                return self.ram.drop_pages(gfns).map(|()| 0);
             }
         }
         let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
-        runs.for_each(|run| paged.free_run(run));
+        let mut given_pages = 0;
+        for run in runs {
+            if matches!(run.kind().from, Place::Resident | Place::Aside) {
+                given_pages += run.pages();
+            }
+            paged.free_run(run);
+        }
         // Pages in flight are released by their owners, who need nothing from here.
         let is_pending = |gfn| paged.table.is_discard_pending(gfn).expect("the range is RAM");
         for gfn in gfns {
@@ -431,7 +437,7 @@ impl Paging for Pager {
                 }
             }
         }
-        Ok(())
+        Ok(given_pages)
     }
 
     fn pin(&self, gfns: Range<u64>) -> Result<(), PageTableError> {

@@ -151,7 +151,9 @@ fn pages_that_found_the_file_full_are_tried_again_in_time() {
     assert!(statistics.charge_bytes > 11 * MIB, "{statistics:#?}");
     // What is given back makes room, in the file and in memory.
     let swapped: Vec<u64> = (0..4096).filter(|gfn| guest.state(*gfn) == State::Swapped).collect();
-    swapped.iter().for_each(|gfn| guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap());
+    for gfn in &swapped {
+        guest.ram.discard(gfn * PAGE_SIZE, PAGE_SIZE).unwrap();
+    }
     guest.wait_until("below the limit", |statistics| statistics.charge_bytes <= 10 * MIB);
     for gfn in 0..4096 {
         let expected = if swapped.contains(&gfn) { [0; PAGE_BYTES] } else { random(gfn) };
