@@ -183,7 +183,7 @@ mod tests {
     use cistern_devices::power::Power;
     use cistern_devices::virtio::balloon;
     use cistern_memory::GuestRam;
-    use cistern_memory::pager::{Limits, Pager, PagerConfig};
+    use cistern_memory::pager::{Pager, PagerConfig};
     use serde_json::{Value, json};
 
     use super::*;
