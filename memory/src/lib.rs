@@ -5,6 +5,7 @@
 //! of a paged guest goes through.
 
 mod balloon;
+pub mod ledger;
 mod mapping;
 pub mod page_table;
 pub mod pager;
