@@ -6,6 +6,7 @@
 
 pub mod activity;
 mod balloon;
+pub mod ledger;
 mod mapping;
 pub mod page_table;
 pub mod pager;
