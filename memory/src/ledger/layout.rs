@@ -188,6 +188,7 @@ fn decode_identity(decoder: &mut Decoder<'_>) -> Option<Identity> {
 fn encode_report(report: &Report, encoder: &mut Encoder<'_>) {
     encoder.u64(report.time_ns);
     encoder.u64(report.charge_bytes);
+    encoder.u64(report.own_bytes);
     encoder.u64(report.touched_bytes);
     encoder.u64(report.active_bytes);
     encoder.option(report.active_fast_bytes);
@@ -199,10 +200,14 @@ fn encode_report(report: &Report, encoder: &mut Encoder<'_>) {
     encoder.u64(report.zero_bytes);
     encoder.u64(report.ballooned_bytes);
     encoder.u64(report.balloon_target_bytes);
+    encoder.u64(report.balloon_given_bytes);
+    encoder.u64(report.reported_bytes);
     encoder.option(report.guest_free_bytes);
     encoder.u8(report.balloon as u8);
     encoder.bool(report.wants_growth);
     encoder.bool(report.can_reclaim);
+    encoder.u64(report.grow_to_bytes);
+    encoder.u64(report.orders_time_ns);
     encoder.u64(report.refaults);
     encoder.u64(report.refaulted_bytes);
     encoder.u64(report.stall_ns);
@@ -215,6 +220,7 @@ fn decode_report(decoder: &mut Decoder<'_>) -> Option<Report> {
     Some(Report {
         time_ns: decoder.u64()?,
         charge_bytes: decoder.u64()?,
+        own_bytes: decoder.u64()?,
         touched_bytes: decoder.u64()?,
         active_bytes: decoder.u64()?,
         active_fast_bytes: decoder.option()?,
@@ -226,10 +232,14 @@ fn decode_report(decoder: &mut Decoder<'_>) -> Option<Report> {
         zero_bytes: decoder.u64()?,
         ballooned_bytes: decoder.u64()?,
         balloon_target_bytes: decoder.u64()?,
+        balloon_given_bytes: decoder.u64()?,
+        reported_bytes: decoder.u64()?,
         guest_free_bytes: decoder.option()?,
         balloon: BalloonHealth::from_number(decoder.u8()?)?,
         wants_growth: decoder.bool()?,
         can_reclaim: decoder.bool()?,
+        grow_to_bytes: decoder.u64()?,
+        orders_time_ns: decoder.u64()?,
         refaults: decoder.u64()?,
         refaulted_bytes: decoder.u64()?,
         stall_ns: decoder.u64()?,
@@ -265,6 +275,8 @@ impl Report {
         let part = |bytes: u64| bytes.min(size_bytes);
         Self {
             charge_bytes: self.charge_bytes.min(MAXIMUM_BYTES),
+            own_bytes: self.own_bytes.min(MAXIMUM_BYTES),
+            grow_to_bytes: self.grow_to_bytes.min(MAXIMUM_BYTES),
             touched_bytes: part(self.touched_bytes),
             active_bytes: part(self.active_bytes),
             active_fast_bytes: self.active_fast_bytes.map(part),

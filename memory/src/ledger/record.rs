@@ -114,6 +114,8 @@ pub struct Report {
     pub time_ns: u64,
     /// What the VM costs the host (design, section 1).
     pub charge_bytes: u64,
+    /// What of that is not the guest's: the process itself, its tables and page tables.
+    pub own_bytes: u64,
     /// What the guest has ever touched and not given back: the most it could use.
     pub touched_bytes: u64,
     /// What it works with.
@@ -136,6 +138,10 @@ pub struct Report {
     pub ballooned_bytes: u64,
     /// What the guest was asked to have in it.
     pub balloon_target_bytes: u64,
+    /// Host memory that inflating it has freed, in total.
+    pub balloon_given_bytes: u64,
+    /// Bytes the guest has reported as free, in total.
+    pub reported_bytes: u64,
     /// What the guest calls free, if it says.
     pub guest_free_bytes: Option<u64>,
     /// Whether the balloon works.
@@ -144,6 +150,11 @@ pub struct Report {
     pub wants_growth: bool,
     /// Pages can be taken from the guest without its help.
     pub can_reclaim: bool,
+    /// How far it may grow by the orders it carries out.
+    pub grow_to_bytes: u64,
+    /// When those orders were decided; 0 before the first.
+    #[serde(skip)]
+    pub orders_time_ns: u64,
     /// Faults on pages that had left guest RAM, in total.
     pub refaults: u64,
     /// Bytes that came back into guest RAM, in total.

@@ -128,6 +128,16 @@ impl Counters {
         }
     }
 
+    /// Pages from this source that were asked for.
+    pub fn pages(&self, source: Source) -> u64 {
+        self.sources[source as usize].pages.get()
+    }
+
+    /// Time to the answer, over all faults.
+    pub fn stall_ns(&self) -> u64 {
+        self.stall_ns.get()
+    }
+
     /// Pages came along with one that was asked for.
     pub fn came_along(&self, source: Source, pages: u64) {
         self.sources[source as usize].around_pages.add(pages);

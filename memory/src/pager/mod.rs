@@ -39,6 +39,7 @@ mod streams;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod threads;
+mod usage;
 mod waits;
 
 use std::fmt;
@@ -55,8 +56,9 @@ pub use statistics::{
     EvictionStatistics, FailureStatistics, LatencyStatistics, LatencyStep, PageCounts, PagerStatistics,
     RefaultStatistics, SourceStatistics,
 };
+pub use usage::PagerUsage;
 
-use crate::mapping::MappingError;
+use crate::mapping::{Mapping, MappingError};
 use crate::page_table::{PageTable, PageTableError, Place, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
@@ -215,14 +217,15 @@ impl Pager {
         self.paged.credit.limits()
     }
 
-    /// What resident and stored pages cost the host now, in bytes; 0 for an open VM, of whose pages nothing is known.
-    pub fn charge_bytes(&self) -> u64 {
-        self.paged.charge_bytes()
+    /// What the VM uses now. Cheap, unlike [`Pager::statistics`].
+    pub fn usage(&self) -> PagerUsage {
+        self.paged.usage()
     }
 
-    /// Guest execution waits for room to grow.
-    pub fn is_waiting(&self) -> bool {
-        self.paged.guest_waits()
+    /// Whether a range of this process's addresses is guest memory: RAM, or pages aside.
+    pub fn holds_guest_memory(&self, address: u64) -> bool {
+        let contains = |mapping: &Mapping| (mapping.address()..mapping.address() + mapping.bytes()).contains(&address);
+        contains(self.ram.mapping()) || self.paged.connected().is_some_and(|kernel| contains(kernel.frames.side()))
     }
 
     /// Lets the pager answer this VM's faults from now on, until a limit is lifted.

@@ -82,6 +82,11 @@ fn report(number: u64) -> Report {
     Report {
         time_ns: number,
         charge_bytes: number,
+        own_bytes: number,
+        grow_to_bytes: number,
+        orders_time_ns: number,
+        balloon_given_bytes: number,
+        reported_bytes: number,
         touched_bytes: number,
         active_bytes: number,
         active_fast_bytes: Some(number),

@@ -32,11 +32,12 @@ prop_compose! {
 
 prop_compose! {
     fn any_report()(
-        times in any::<[u64; 6]>(), bytes in any::<[u64; 11]>(), options in any::<[Option<u64>; 3]>(),
+        times in any::<[u64; 7]>(), bytes in any::<[u64; 15]>(), options in any::<[Option<u64>; 3]>(),
         balloon in 0..3_u8, wants_growth: bool, can_reclaim: bool, flags: u32,
     ) -> Report {
-        let [time_ns, refaults, refaulted_bytes, stall_ns, evicted_pages, over_limit_pages] = times;
-        let [charge_bytes, touched_bytes, active_bytes, resident_bytes, shared_bytes, ..] = bytes;
+        let [time_ns, refaults, refaulted_bytes, stall_ns, evicted_pages, over_limit_pages, orders_time_ns] = times;
+        let [charge_bytes, touched_bytes, active_bytes, resident_bytes, shared_bytes, own_bytes, grow_to_bytes, ..] = bytes;
+        let [.., balloon_given_bytes, reported_bytes, _, _, _, _, _] = bytes;
         let [.., compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes] = bytes;
         let [active_fast_bytes, active_slow_bytes, guest_free_bytes] = options;
         let balloon = BalloonHealth::from_number(balloon).unwrap();
@@ -44,7 +45,7 @@ prop_compose! {
             time_ns, charge_bytes, touched_bytes, active_bytes, active_fast_bytes, active_slow_bytes, resident_bytes,
             shared_bytes, compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes,
             guest_free_bytes, balloon, wants_growth, can_reclaim, refaults, refaulted_bytes, stall_ns, evicted_pages,
-            over_limit_pages, flags,
+            over_limit_pages, flags, own_bytes, grow_to_bytes, orders_time_ns, balloon_given_bytes, reported_bytes,
         }
     }
 }

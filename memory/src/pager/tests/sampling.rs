@@ -45,7 +45,7 @@ fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
     guest.soon(|| {
         thread::scope(|scope| {
             let writer = scope.spawn(|| (0..2048).for_each(|gfn| guest.write(gfn, &[gfn as u8 | 1; PAGE_BYTES])));
-            guest.wait_until("it waits", |_| guest.pager.is_waiting());
+            guest.wait_until("it waits", |_| guest.pager.usage().is_waiting);
             thread::sleep(Duration::from_millis(100));
             let statistics = guest.pager.statistics();
             assert!(!writer.is_finished() && statistics.charge_bytes <= 4 * MIB, "{statistics:?}");
@@ -54,7 +54,7 @@ fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
             writer.join().unwrap();
         });
     });
-    assert!(!guest.pager.is_waiting());
+    assert!(!guest.pager.usage().is_waiting);
     assert_eq!(guest.at_rest().evictions.aside, 0);
     guest.pager.set_limits(grow_to(12 * MIB, Some(6 * MIB))).unwrap();
     let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 6 * MIB);
