@@ -9,6 +9,7 @@ use cistern_memory::store::codec::Codec;
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::pool::PoolConfig;
 use crate::size::{Size, SizeError};
 
 /// Text that is no device description; the message says what would be.
@@ -50,6 +51,8 @@ pub struct MachineConfig {
     pub balloon: BalloonMode,
     /// What resident and stored guest memory may cost the host.
     pub resident: Option<Size>,
+    /// The pool this VM is in.
+    pub pool: Option<PoolConfig>,
     /// How guest memory is paged.
     pub pager: PagerConfig,
     /// Where the serial console goes.

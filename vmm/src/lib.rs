@@ -14,6 +14,7 @@ pub mod layout;
 pub mod limits;
 pub mod machine;
 pub mod options;
+pub mod pool;
 pub mod outcome;
 pub mod report;
 pub mod signals;

@@ -3,6 +3,8 @@
 //! [`RunOptions`] is that surface, every field optional; [`RunOptions::resolve`] turns it into a [`MachineConfig`] with
 //! every default filled in and every contradiction refused.
 
+mod pool;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use cistern_memory::PAGE_SIZE;
 use cistern_memory::pager::PagerConfig;
+use cistern_memory::policy::allocator::IdleTax;
+use cistern_memory::policy::watermark::Watermarks;
 use clap::Args;
 use serde::Deserialize;
 
@@ -20,6 +24,7 @@ use crate::config::{
     VsockConfig,
 };
 use crate::firmware::CPUS_MAX;
+use crate::pool::{Budget, Period, ReclaimChoice, Shares};
 use crate::size::Size;
 
 /// Why options make no sense. All of these are usage errors.
@@ -119,6 +124,43 @@ pub struct RunOptions {
     /// How pages leave guest RAM: move or copy [default: move where the kernel can]
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]
     pub eviction: Option<EvictionChoice>,
+    /// Folder of a pool that shares a memory budget; made if missing
+    #[arg(long, value_name = "DIR")]
+    pub pool: Option<PathBuf>,
+    /// The pool's budget: a size, or what the cgroup or the host has [default: the pool's, else auto]
+    #[arg(long, value_name = "SIZE|auto")]
+    pub budget: Option<Budget>,
+    /// Part when active memory does not fit: low, normal, high (1:2:4, normal is 10 a MiB) or a number
+    #[arg(long, value_name = "SHARES")]
+    pub shares: Option<Shares>,
+    /// Host memory this VM is guaranteed [default: 0]
+    #[arg(long, value_name = "SIZE")]
+    pub reservation: Option<Size>,
+    /// Host memory its guest may use at most [default: --memory]
+    #[arg(long, value_name = "SIZE")]
+    pub limit: Option<Size>,
+    /// How much dearer idle memory is in the pool [default: 75]
+    #[arg(long, value_name = "PERCENT")]
+    pub idle_tax: Option<IdleTax>,
+    /// Free memory at which the pool takes the next measure, in percent of the budget [default: 6,4,2,1]
+    #[arg(long, value_name = "A,B,C,D")]
+    pub watermarks: Option<Watermarks>,
+    /// How often a sample of the guest's pages is taken [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub sample_period: Option<Period>,
+    /// Pages of a sample [default: 100]
+    #[arg(long, value_name = "N")]
+    pub sample_pages: Option<u32>,
+    /// Sample also where the pool is not short of memory
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true)]
+    pub track: Option<bool>,
+    /// The most of the guest that its balloon may hold [default: 65]
+    #[arg(long, value_name = "PERCENT")]
+    pub balloon_max: Option<u8>,
+    /// When pages are taken in a pool: off, pressure or proactive [default: pressure]
+    #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = true)]
+    pub reclaim: Option<ReclaimChoice>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
@@ -219,6 +261,18 @@ impl RunOptions {
             codec: self.codec.or(other.codec),
             reclaim_cpu: self.reclaim_cpu.or(other.reclaim_cpu),
             eviction: self.eviction.or(other.eviction),
+            pool: self.pool.or(other.pool),
+            budget: self.budget.or(other.budget),
+            shares: self.shares.or(other.shares),
+            reservation: self.reservation.or(other.reservation),
+            limit: self.limit.or(other.limit),
+            idle_tax: self.idle_tax.or(other.idle_tax),
+            watermarks: self.watermarks.or(other.watermarks),
+            sample_period: self.sample_period.or(other.sample_period),
+            sample_pages: self.sample_pages.or(other.sample_pages),
+            track: self.track.or(other.track),
+            balloon_max: self.balloon_max.or(other.balloon_max),
+            reclaim: self.reclaim.or(other.reclaim),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             api_sock: self.api_sock.or(other.api_sock),
@@ -252,6 +306,12 @@ impl RunOptions {
         if let (Some(limit), None) = (self.swap_limit, &self.swap) {
             return Err(bad("swap-limit", limit.to_string(), "there is no swap file: name its folder with --swap DIR"));
         }
+        let name = self.name.clone().unwrap_or_else(|| std::process::id().to_string());
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > MAXIMUM_NAME_BYTES || !name.chars().all(plain) || name.starts_with('.') {
+            return Err(bad("name", name, "letters, digits, '-', '_' and '.', at most 64"));
+        }
+        let pool = self.resolve_pool(&name, memory)?;
         let defaults = PagerConfig::default();
         let reclaim_cpu_percent = self.reclaim_cpu.unwrap_or(defaults.reclaim_cpu_percent);
         let host_cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
@@ -268,11 +328,6 @@ impl RunOptions {
             eviction: self.eviction.map(Into::into),
             ..defaults
         };
-        let name = self.name.unwrap_or_else(|| std::process::id().to_string());
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > MAXIMUM_NAME_BYTES || !name.chars().all(plain) || name.starts_with('.') {
-            return Err(bad("name", name, "letters, digits, '-', '_' and '.', at most 64"));
-        }
         let timeout = match self.timeout {
             Some(seconds) => match Duration::try_from_secs_f64(seconds) {
                 // More than the kernel's signed seconds hold is no time it can wait.
@@ -294,6 +349,7 @@ impl RunOptions {
             rng: self.rng.unwrap_or(false),
             balloon: self.balloon.unwrap_or(BalloonMode::On),
             resident: self.resident,
+            pool,
             pager,
             console: self.console.unwrap_or(ConsoleTarget::Stdio),
             name,

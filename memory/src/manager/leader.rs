@@ -1,0 +1,183 @@
+//! What the leader of a pool decides in a round: from what its members say to what they are told. Pure.
+
+use std::collections::HashMap;
+
+use crate::ledger::{Identity, MAXIMUM_BYTES, MemberId, MemberView, Orders, PoolSettings, PoolView, Report, Round};
+use crate::policy::allocator::{Claim, IdleTax, grants};
+use crate::policy::ladder::{Pool, Standing};
+use crate::policy::watermark::{Level, Watermarks};
+
+/// The part of the last watermark that is kept from all growth: room for what cannot wait.
+const RESERVE_PART: u64 = 2;
+
+/// What a leader remembers from round to round.
+#[derive(Debug, Default)]
+pub(super) struct Leader {
+    level: Level,
+    /// Leave to grow that was given and may still be taken up, by member: when, and how far.
+    outstanding: HashMap<MemberId, Vec<(u64, u64)>>,
+}
+
+/// What a round is decided from, besides what the members say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances {
+    /// `CLOCK_MONOTONIC`.
+    pub now_ns: u64,
+    /// Memory of the host that can be had, if it is known.
+    pub host_available_bytes: Option<u64>,
+    /// The most a balloon may hold of its guest.
+    pub balloon_max_percent: u8,
+}
+
+impl Leader {
+    /// Begins where the last leader has left off.
+    pub fn new(view: &PoolView) -> Self {
+        let last_orders = |member: &MemberView| {
+            let orders = member.orders?;
+            Some((member.id, vec![(u64::MAX, orders.grow_to_bytes)]))
+        };
+        Self {
+            level: view.level.unwrap_or_default(),
+            outstanding: view.members.iter().filter_map(last_orders).collect(),
+        }
+    }
+
+    /// One round.
+    pub fn round(&mut self, view: &PoolView, circumstances: &Circumstances) -> Round {
+        let settings = &view.settings;
+        let now_ns = circumstances.now_ns;
+        let used_bytes: u64 = view.members.iter().map(|member| member.report.charge_bytes).sum();
+        let mut free_bytes = settings.budget_bytes as i64 - used_bytes as i64;
+        if let Some(bytes) = circumstances.host_available_bytes {
+            free_bytes = free_bytes.min(bytes as i64);
+        }
+        let watermarks = Watermarks::from_millipercent(settings.watermarks_millipercent);
+        if is_at_rest(view) {
+            self.level = Level::High;
+            self.outstanding.clear();
+            let orders = view.members.iter().map(|member| (member.id, rest_orders(&member.identity))).collect();
+            return Round { time_ns: now_ns, level: self.level, free_bytes, orders };
+        }
+        self.level = watermarks.next(self.level, free_bytes, settings.budget_bytes);
+        let claims: Vec<Claim> = view.members.iter().map(claim).collect();
+        let distributable_bytes =
+            settings.budget_bytes - watermarks.line_bytes(Level::High, settings.budget_bytes).min(settings.budget_bytes);
+        let tax = IdleTax::from_percent(settings.idle_tax_percent);
+        let grants = grants(distributable_bytes, tax, &claims);
+        let standings: Vec<Standing> = view
+            .members
+            .iter()
+            .zip(&claims)
+            .zip(&grants)
+            .map(|((member, claim), &grant_bytes)| Standing {
+                held_bytes: self.held_bytes(member),
+                ..standing(member, claim, grant_bytes)
+            })
+            .collect();
+        let pool = Pool {
+            level: self.level,
+            budget_bytes: settings.budget_bytes,
+            free_bytes,
+            reserve_bytes: watermarks.line_bytes(Level::Low, settings.budget_bytes) / RESERVE_PART,
+            watermarks,
+            balloon_max_percent: circumstances.balloon_max_percent,
+        };
+        let orders: Vec<(MemberId, Orders)> = view
+            .members
+            .iter()
+            .zip(grants)
+            .zip(pool.orders(&standings))
+            .map(|((member, grant_bytes), told)| {
+                let orders = Orders {
+                    grant_bytes,
+                    reclaim_to_bytes: told.reclaim_to_bytes,
+                    grow_to_bytes: told.grow_to_bytes.min(MAXIMUM_BYTES),
+                    balloon_target_bytes: told.balloon_target_bytes,
+                };
+                (member.id, orders)
+            })
+            .collect();
+        self.remember(view, now_ns, &orders);
+        Round { time_ns: now_ns, level: self.level, free_bytes, orders }
+    }
+
+    /// What a member may take before it has seen another order: what it says it may, and whatever it was told since.
+    fn held_bytes(&self, member: &MemberView) -> u64 {
+        let Report { charge_bytes, grow_to_bytes, .. } = member.report;
+        let most_bytes = most_bytes(&member.identity, &member.report);
+        let told_bytes = self.outstanding.get(&member.id).into_iter().flatten().map(|&(_, bytes)| bytes);
+        // A member that has not said anything has not started.
+        let said_bytes = if member.report.time_ns == 0 { 0 } else { grow_to_bytes };
+        charge_bytes.max(told_bytes.max().unwrap_or(0).max(said_bytes).min(most_bytes))
+    }
+
+    fn remember(&mut self, view: &PoolView, now_ns: u64, orders: &[(MemberId, Orders)]) {
+        let mut outstanding: HashMap<MemberId, Vec<(u64, u64)>> = HashMap::with_capacity(orders.len());
+        for (member, &(id, orders)) in view.members.iter().zip(orders) {
+            let mut told = self.outstanding.remove(&id).unwrap_or_default();
+            // What came before the orders in force is not taken up any more. Of what a former leader told there is no time:
+            // it is over once the member has orders of this one's.
+            let in_force_ns = member.report.orders_time_ns;
+            let is_mine = told.iter().any(|&(time_ns, _)| time_ns == in_force_ns);
+            told.retain(|&(time_ns, _)| if time_ns == u64::MAX { !is_mine } else { time_ns > in_force_ns });
+            // One entry for those who do not listen, however long.
+            if told.len() >= 64 {
+                let most = told.drain(..).max_by_key(|&(_, bytes)| bytes);
+                told.extend(most);
+            }
+            told.push((now_ns, orders.grow_to_bytes));
+            outstanding.insert(id, told);
+        }
+        self.outstanding = outstanding;
+    }
+}
+
+/// Whether all guests fit the budget as large as they may get: then nothing is to be done.
+pub(super) fn is_at_rest(view: &PoolView) -> bool {
+    let sizes = view.members.iter().map(|member| member.identity.size_bytes.min(member.identity.limit_bytes));
+    sizes.fold(0, u64::saturating_add) <= view.settings.budget_bytes
+}
+
+/// For a member of a pool at rest: no limits.
+fn rest_orders(identity: &Identity) -> Orders {
+    Orders {
+        grant_bytes: identity.size_bytes.min(identity.limit_bytes),
+        reclaim_to_bytes: None,
+        grow_to_bytes: MAXIMUM_BYTES,
+        balloon_target_bytes: 0,
+    }
+}
+
+/// The most a member can ever cost.
+fn most_bytes(identity: &Identity, report: &Report) -> u64 {
+    identity.size_bytes.min(identity.limit_bytes).saturating_add(report.own_bytes)
+}
+
+fn claim(member: &MemberView) -> Claim {
+    let Report { own_bytes, touched_bytes, active_bytes, charge_bytes, .. } = member.report;
+    // What a member holds before its guest runs counts as touched.
+    let touched_bytes = touched_bytes.saturating_add(own_bytes).max(charge_bytes.min(own_bytes.max(charge_bytes)));
+    Claim {
+        shares: member.identity.shares,
+        reservation_bytes: member.identity.reservation_bytes,
+        most_bytes: touched_bytes.min(most_bytes(&member.identity, &member.report)),
+        active_bytes: active_bytes.saturating_add(own_bytes),
+    }
+}
+
+fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64) -> Standing {
+    let report = &member.report;
+    Standing {
+        grant_bytes,
+        most_bytes: claim.most_bytes,
+        charge_bytes: report.charge_bytes,
+        held_bytes: report.charge_bytes,
+        reservation_bytes: member.identity.reservation_bytes,
+        size_bytes: member.identity.size_bytes,
+        ballooned_bytes: report.ballooned_bytes,
+        guest_free_bytes: report.guest_free_bytes,
+        balloon: report.balloon,
+        wants_growth: report.wants_growth,
+        has_backing: report.can_reclaim,
+    }
+}

@@ -1,0 +1,325 @@
+//! One VM's part in its pool: it says how it is, leads if nobody else does, and does what it is told.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::activity::Tracker;
+use crate::balloon::Balloon;
+use crate::ledger::{
+    BalloonHealth, JoinRequest, Leadership, LedgerError, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders,
+    now_ns,
+};
+use crate::pager::{Limits, Pager, PagerError, PagerUsage};
+use crate::policy::watermark::Level;
+use crate::ram::PAGE_SIZE;
+
+use super::balloon::{BalloonView, BalloonWatch};
+use super::leader::{Circumstances, Leader, is_at_rest};
+use super::{ManagerConfig, ManagerError, ReclaimMode, budget, own};
+
+/// How often a member of a pool at rest looks round.
+const REST: Duration = Duration::from_secs(1);
+
+/// How often one that may have to give does.
+const CALM: Duration = Duration::from_millis(100);
+
+/// How often one that is short of memory, or waits for it, does.
+const PRESSED: Duration = Duration::from_millis(20);
+
+/// Orders are older than they may be after three of these: their leader has stopped.
+const ORDERS_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often is looked at what changes slowly: the process's own memory, the guest's statistics, the host.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// The guest, once it is there.
+struct Guest {
+    pager: Arc<Pager>,
+    balloon: Option<Arc<dyn Balloon>>,
+}
+
+/// See the top of this file.
+pub struct Member {
+    config: ManagerConfig,
+    membership: Membership,
+    guest: Option<Guest>,
+    leading: Option<(Leadership, Leader)>,
+    tracker: Tracker,
+    watch: BalloonWatch,
+    /// The orders in force: their round's time, and how far the VM may grow.
+    in_force: (u64, u64),
+    own_bytes: u64,
+    host_available_bytes: Option<u64>,
+    looked: Option<Instant>,
+    wants_more: bool,
+    ledger_failures: u64,
+}
+
+impl Member {
+    /// Joins a pool. The VM may not grow before [`Member::wait_for_room`] unless the pool is at rest.
+    ///
+    /// # Errors
+    /// [`ManagerError::Ledger`].
+    pub fn join(pool: &Path, request: &JoinRequest, config: ManagerConfig) -> Result<Self, ManagerError> {
+        let membership = crate::ledger::Ledger::join(pool, request)?;
+        let view = membership.members()?;
+        let grow_to_bytes = if is_at_rest(&view) { MAXIMUM_BYTES } else { 0 };
+        Ok(Self {
+            tracker: Tracker::new(config.tracker),
+            config,
+            membership,
+            guest: None,
+            leading: None,
+            watch: BalloonWatch::default(),
+            in_force: (0, grow_to_bytes),
+            own_bytes: 0,
+            host_available_bytes: None,
+            looked: None,
+            wants_more: false,
+            ledger_failures: 0,
+        })
+    }
+
+    /// Waits until this process may hold so much, for what it takes to load a guest. `on_wait` is told now and then what the
+    /// pool looks like; it returns false to give up.
+    ///
+    /// # Errors
+    /// [`ManagerError::Ledger`]; [`ManagerError::NoRoom`] when `on_wait` gave up.
+    pub fn wait_for_room(
+        &mut self,
+        bytes: u64,
+        mut on_wait: impl FnMut(&PoolView) -> bool,
+    ) -> Result<(), ManagerError> {
+        loop {
+            let now = Instant::now();
+            self.wants_more = true;
+            let report = self.report(now)?;
+            self.membership.publish(&report)?;
+            let view = self.membership.members()?;
+            self.lead(&view)?;
+            if let Some(standing) = self.membership.orders() {
+                self.in_force = (standing.time_ns, standing.orders.grow_to_bytes);
+            }
+            if self.in_force.1 >= report.own_bytes.saturating_add(bytes) {
+                self.wants_more = false;
+                return Ok(());
+            }
+            if !on_wait(&view) {
+                return Err(ManagerError::NoRoom { bytes });
+            }
+            std::thread::sleep(PRESSED);
+        }
+    }
+
+    /// The guest is loaded, and about to run: from here on its pages are this member's business.
+    ///
+    /// # Errors
+    /// [`ManagerError::Pager`] when the pool wants the VM armed and it cannot be.
+    pub fn take_charge(&mut self, pager: Arc<Pager>, balloon: Option<Arc<dyn Balloon>>) -> Result<(), ManagerError> {
+        self.own_bytes = own::own_bytes(&pager).map_err(ManagerError::Proc)?;
+        self.guest = Some(Guest { pager, balloon });
+        self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), ..self.unlimited() })
+    }
+
+    /// One look round. Returns how long to rest.
+    ///
+    /// # Errors
+    /// [`ManagerError`]: the limits of before stay in force.
+    pub fn step(&mut self, now: Instant) -> Result<Duration, ManagerError> {
+        let report = self.report(now)?;
+        self.membership.publish(&report)?;
+        let mut pause = CALM;
+        if self.leading.is_some() || self.may_lead() {
+            let view = self.membership.members()?;
+            self.lead(&view)?;
+            if view.members.iter().any(|member| member.report.wants_growth) {
+                pause = PRESSED;
+            }
+        }
+        let Some(standing) = self.membership.orders() else { return Ok(pause.min(PRESSED)) };
+        let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
+        self.follow(&standing, &report)?;
+        if let Some(Guest { pager, .. }) = &self.guest {
+            if self.config.track || !is_at_rest {
+                self.tracker.step(pager, now)?;
+            } else {
+                self.tracker.rest(pager);
+            }
+        }
+        if report.wants_growth || standing.level > Level::High {
+            pause = PRESSED;
+        } else if is_at_rest {
+            pause = REST;
+        }
+        Ok(pause)
+    }
+
+    fn may_lead(&mut self) -> bool {
+        let Some(leadership) = self.membership.try_lead() else { return false };
+        match self.membership.members() {
+            Ok(view) => {
+                self.leading = Some((leadership, Leader::new(&view)));
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Decides for all, if this member leads.
+    fn lead(&mut self, view: &PoolView) -> Result<(), ManagerError> {
+        if self.leading.is_none() && !self.may_lead() {
+            return Ok(());
+        }
+        let circumstances = Circumstances {
+            now_ns: now_ns(),
+            host_available_bytes: self.host_available_bytes,
+            balloon_max_percent: self.config.balloon_max_percent,
+        };
+        if let Some((leadership, leader)) = &mut self.leading {
+            leadership.publish(&leader.round(view, &circumstances))?;
+        }
+        Ok(())
+    }
+
+    /// Does what the leader wants.
+    fn follow(&mut self, standing: &StandingOrders, report: &Report) -> Result<(), ManagerError> {
+        let orders = standing.orders;
+        if standing.is_stale(now_ns(), ORDERS_PERIOD) {
+            // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself.
+            let kept_bytes = report.charge_bytes.min(self.in_force.1);
+            self.in_force.1 = kept_bytes;
+            return self.keep_to(Limits { grow_to_bytes: Some(kept_bytes), reclaim_to_bytes: Some(kept_bytes), is_firm: true });
+        }
+        self.in_force = (standing.time_ns, orders.grow_to_bytes);
+        self.keep_to(Limits {
+            grow_to_bytes: Some(orders.grow_to_bytes),
+            reclaim_to_bytes: orders.reclaim_to_bytes,
+            is_firm: true,
+        })?;
+        if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
+            let view = balloon_view(balloon.as_ref());
+            let (_, most_bytes) = self.watch.look(&view, Instant::now());
+            balloon.set_target_bytes(orders.balloon_target_bytes.min(most_bytes) / PAGE_SIZE * PAGE_SIZE);
+        }
+        Ok(())
+    }
+
+    /// Limits of this member alone.
+    fn unlimited(&self) -> Limits {
+        Limits { grow_to_bytes: Some(MAXIMUM_BYTES), reclaim_to_bytes: None, is_firm: true }
+    }
+
+    /// Puts limits on what the whole process costs in force, and the member's own limit beside them.
+    fn keep_to(&self, limits: Limits) -> Result<(), ManagerError> {
+        let Some(Guest { pager, .. }) = &self.guest else { return Ok(()) };
+        let identity = self.membership.identity();
+        let own_limit = (identity.limit_bytes < identity.size_bytes).then_some(identity.limit_bytes);
+        let reclaims = self.config.reclaim != ReclaimMode::Off;
+        let of_guest = |bytes: Option<u64>| {
+            bytes.filter(|&bytes| bytes < MAXIMUM_BYTES).map(|bytes| bytes.saturating_sub(self.own_bytes))
+        };
+        let least = |left: Option<u64>, right: Option<u64>| left.into_iter().chain(right).min();
+        pager.set_limits(Limits {
+            grow_to_bytes: least(of_guest(limits.grow_to_bytes), own_limit),
+            reclaim_to_bytes: least(of_guest(limits.reclaim_to_bytes), own_limit).filter(|_| reclaims),
+            is_firm: limits.is_firm,
+        })?;
+        Ok(())
+    }
+
+    /// How this member is now.
+    fn report(&mut self, now: Instant) -> Result<Report, ManagerError> {
+        let is_time = self.looked.is_none_or(|looked| now.duration_since(looked) >= SLOW);
+        if is_time {
+            self.looked = Some(now);
+            self.host_available_bytes = budget::available_bytes();
+        }
+        let Some(Guest { pager, balloon }) = &self.guest else {
+            let own_bytes = own::resident_bytes().map_err(ManagerError::Proc)?;
+            // What was given for loading is held, or it would be given to others meanwhile.
+            let held_bytes = if self.in_force.1 < MAXIMUM_BYTES { own_bytes.max(self.in_force.1) } else { own_bytes };
+            return Ok(Report {
+                time_ns: now_ns(),
+                charge_bytes: held_bytes,
+                own_bytes,
+                touched_bytes: held_bytes - own_bytes,
+                active_bytes: held_bytes - own_bytes,
+                wants_growth: self.wants_more,
+                grow_to_bytes: self.in_force.1,
+                orders_time_ns: self.in_force.0,
+                ..Report::default()
+            });
+        };
+        let usage = pager.usage();
+        if is_time {
+            if usage.is_armed {
+                let own_bytes = own::own_bytes(pager).map_err(ManagerError::Proc)?;
+                self.own_bytes = own_bytes.saturating_sub(usage.stored_bytes);
+            }
+            if let Some(balloon) = balloon {
+                balloon.request_statistics();
+            }
+        }
+        let guest_charge_bytes = if usage.is_armed {
+            usage.charge_bytes
+        } else {
+            own::resident_bytes().map_err(ManagerError::Proc)?.saturating_sub(self.own_bytes)
+        };
+        let estimate = self.tracker.estimate(pager);
+        let balloon_view = balloon.as_deref().map(balloon_view).unwrap_or_default();
+        let (health, _) = self.watch.look(&balloon_view, now);
+        let report = Report {
+            time_ns: now_ns(),
+            charge_bytes: guest_charge_bytes + self.own_bytes,
+            own_bytes: self.own_bytes,
+            touched_bytes: if usage.is_armed { usage.touched_pages * PAGE_SIZE } else { guest_charge_bytes },
+            active_bytes: estimate.map_or(guest_charge_bytes, |estimate| estimate.active_bytes),
+            active_fast_bytes: estimate.map(|estimate| estimate.fast_bytes),
+            active_slow_bytes: estimate.map(|estimate| estimate.slow_bytes),
+            ..usage_report(&usage)
+        };
+        Ok(Report {
+            ballooned_bytes: balloon_view.inflated_bytes,
+            balloon_target_bytes: balloon_view.target_bytes,
+            guest_free_bytes: guest_free_bytes(&balloon_view),
+            balloon: health,
+            can_reclaim: self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted,
+            grow_to_bytes: self.in_force.1,
+            orders_time_ns: self.in_force.0,
+            ..report
+        })
+    }
+}
+
+fn usage_report(usage: &PagerUsage) -> Report {
+    Report {
+        resident_bytes: usage.resident_pages * PAGE_SIZE,
+        shared_bytes: usage.duplicate_pages * PAGE_SIZE,
+        compressed_bytes: usage.stored_bytes,
+        swapped_bytes: usage.swapped_pages * PAGE_SIZE,
+        zero_bytes: usage.zero_pages * PAGE_SIZE,
+        wants_growth: usage.is_waiting,
+        refaults: usage.refaulted_pages,
+        refaulted_bytes: usage.refaulted_pages * PAGE_SIZE,
+        stall_ns: usage.stall_ns,
+        evicted_pages: usage.evicted_pages,
+        over_limit_pages: usage.over_limit_pages,
+        ..Report::default()
+    }
+}
+
+fn balloon_view(balloon: &dyn Balloon) -> BalloonView {
+    BalloonView {
+        has_driver: balloon.has_driver(),
+        target_bytes: balloon.target_bytes(),
+        inflated_bytes: balloon.inflated_bytes(),
+        statistics: balloon.statistics(),
+    }
+}
+
+/// What the guest could use without paging.
+fn guest_free_bytes(view: &BalloonView) -> Option<u64> {
+    let statistics = view.statistics?;
+    statistics.available_bytes.or(statistics.free_bytes)
+}

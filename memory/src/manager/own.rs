@@ -1,0 +1,71 @@
+//! What the process costs the host beside guest memory.
+
+use std::fs;
+use std::io;
+
+use crate::pager::Pager;
+
+/// Memory of this process without guest memory: the proportional set size of every other mapping and the page tables of
+/// all (kernel Documentation/filesystems/proc.rst), in bytes. What the stores hold is in it.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(super) fn own_bytes(pager: &Pager) -> io::Result<u64> {
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
+    let status = fs::read_to_string("/proc/self/status")?;
+    Ok(mappings_bytes(&smaps, |address| pager.holds_guest_memory(address)) + page_tables_bytes(&status))
+}
+
+/// Resident memory of the whole process in bytes: what an open VM costs. Cheap.
+///
+/// # Errors
+/// /proc cannot be read.
+pub(super) fn resident_bytes() -> io::Result<u64> {
+    let statm = fs::read_to_string("/proc/self/statm")?;
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.map(|pages| pages * crate::PAGE_SIZE).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn mappings_bytes(smaps: &str, is_guest_memory: impl Fn(u64) -> bool) -> u64 {
+    let (mut counts, mut bytes) = (true, 0);
+    for line in smaps.lines() {
+        if let Some(address) = start_of_mapping(line) {
+            counts = !is_guest_memory(address);
+        } else if let Some(field) = line.strip_prefix("Pss:").filter(|_| counts) {
+            bytes += kib(field) * 1024;
+        }
+    }
+    bytes
+}
+
+fn page_tables_bytes(status: &str) -> u64 {
+    status.lines().find_map(|line| line.strip_prefix("VmPTE:")).map_or(0, |field| kib(field) * 1024)
+}
+
+/// The number of a field like `   12 kB`.
+fn kib(field: &str) -> u64 {
+    field.split_ascii_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+/// Where the mapping of a header line like `7f00-7f10 rw-p ...` starts.
+fn start_of_mapping(line: &str) -> Option<u64> {
+    let (start, end) = line.split_ascii_whitespace().next()?.split_once('-')?;
+    u64::from_str_radix(end, 16).ok()?;
+    u64::from_str_radix(start, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_left_out() {
+        let smaps = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nRss: 64 kB\nPss: 64 kB\nPss_Dirty: 64 kB\n\
+                     555500000000-555500001000 r-xp 00000000 00:00 1 /bin/cistern\nRss: 4 kB\nPss: 2 kB\n\
+                     ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\nPss: 1 kB\n";
+        assert_eq!(mappings_bytes(smaps, |address| address >> 40 == 0x7f), 3 << 10);
+        assert_eq!(mappings_bytes(smaps, |_| false), 67 << 10);
+        assert_eq!(page_tables_bytes("Name:\tx\nVmPTE:\t     116 kB\nVmSwap:\t0 kB\n"), 116 << 10);
+        assert!(resident_bytes().is_ok_and(|bytes| bytes > 1 << 20));
+    }
+}
