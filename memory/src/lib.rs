@@ -2,12 +2,13 @@
 //!
 //! [`GuestRam`] is the lazily mapped RAM itself. [`Balloon`] is what this crate asks of a balloon device; the device
 //! crate implements it, so that nothing here knows virtio or KVM. [`page_table`] is the state machine that every page
-//! of a paged guest goes through.
+//! of a paged guest goes through. [`policy`] decides who holds how much memory where several guests share it.
 
 mod balloon;
 mod mapping;
 pub mod page_table;
 pub mod pager;
+pub mod policy;
 mod ram;
 pub mod store;
 mod userfault;
