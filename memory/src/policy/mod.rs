@@ -5,6 +5,8 @@
 //! what each is told to do about it; [`brake`] keeps reclaim from costing more than it gives.
 
 pub mod allocator;
+pub mod brake;
+pub mod ladder;
 pub mod watermark;
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ pub enum Level {
 impl Level {
     /// From the best to the worst.
     pub const ALL: [Self; 5] = [Self::High, Self::Soft, Self::Hard, Self::Low, Self::Stop];
+
+    /// The level below this one; the last one for itself.
+    pub(super) fn below(self) -> Self {
+        *Self::ALL.get(self as usize + 1).unwrap_or(&Self::Stop)
+    }
 }
 
 impl fmt::Display for Level {
@@ -178,6 +183,7 @@ impl FromStr for Watermarks {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use proptest::prelude::*;
 
