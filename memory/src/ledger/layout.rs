@@ -2,10 +2,11 @@
 
 use super::codec::{Decoder, Encoder, Record};
 use super::record::{
-    BalloonHealth, Identity, Level, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report,
-    StandingOrders,
+    Identity, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report, StandingOrders,
 };
 use super::settings::PoolSettings;
+use crate::policy::ladder::BalloonHealth;
+use crate::policy::watermark::Level;
 
 /// The most members a pool can have.
 pub const MAXIMUM_MEMBERS: u16 = 256;

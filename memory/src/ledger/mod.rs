@@ -46,11 +46,13 @@ pub use join::JoinRequest;
 pub use layout::MAXIMUM_MEMBERS;
 pub use membership::{Leadership, Membership};
 pub use record::{
-    BalloonHealth, Identity, Level, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report, Round,
-    StandingOrders,
+    Identity, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report, Round, StandingOrders,
 };
 pub use settings::{DEFAULT_IDLE_TAX_PERCENT, DEFAULT_WATERMARKS_MILLIPERCENT, PoolSettings, SettingsRequest};
 pub use view::{MemberView, PoolView};
+
+pub use crate::policy::ladder::BalloonHealth;
+pub use crate::policy::watermark::Level;
 
 use file::LedgerFile;
 use head::{FORMAT, Head, PROGRAM};

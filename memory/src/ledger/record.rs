@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::policy::ladder::BalloonHealth;
+use crate::policy::watermark::Level;
+
 /// The most bytes anything here may have: what a physical address of x86-64 reaches.
 pub const MAXIMUM_BYTES: u64 = 1 << 52;
 
@@ -12,69 +15,6 @@ pub const MAXIMUM_SHARES: u64 = 1 << 40;
 
 /// The most bytes of a member's name.
 pub const MAXIMUM_NAME_BYTES: usize = 64;
-
-/// How short of memory the pool is (design, section 8).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum Level {
-    /// Nothing to do.
-    #[default]
-    High = 0,
-    /// The balloon gives.
-    Soft = 1,
-    /// Compression and swapping give too.
-    Hard = 2,
-    /// Members above their grant wait for credit.
-    Low = 3,
-    /// Nobody above its reservation grows.
-    Stop = 4,
-}
-
-impl Level {
-    /// All of them, each at the index of its number.
-    pub const ALL: [Self; 5] = [Self::High, Self::Soft, Self::Hard, Self::Low, Self::Stop];
-
-    /// Its name in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::High => "high",
-            Self::Soft => "soft",
-            Self::Hard => "hard",
-            Self::Low => "low",
-            Self::Stop => "stop",
-        }
-    }
-
-    /// The level of a number, if there is one.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
-    }
-}
-
-/// Whether a member's balloon does what it is asked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum BalloonHealth {
-    /// It follows its target.
-    Working = 0,
-    /// The guest has no driver for it.
-    #[default]
-    Absent = 1,
-    /// The driver is there and does not get near the target.
-    Stalled = 2,
-}
-
-impl BalloonHealth {
-    /// All of them, each at the index of its number.
-    pub const ALL: [Self; 3] = [Self::Working, Self::Absent, Self::Stalled];
-
-    /// The health of a number, if there is one.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number)).copied()
-    }
-}
 
 /// A member for as long as it lives: whoever has its slot later is another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::record::{Identity, Level, MemberId, Orders, Report};
+use super::record::{Identity, MemberId, Orders, Report};
 use super::settings::PoolSettings;
+use crate::policy::watermark::Level;
 
 /// A pool at a moment. Serialized, it is what `cistern pool --json` prints.
 #[derive(Debug, Clone, PartialEq, Serialize)]

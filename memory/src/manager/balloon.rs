@@ -97,7 +97,8 @@ impl BalloonWatch {
     fn most_bytes(&mut self, view: &BalloonView, now: Instant) -> u64 {
         let mut suffers = false;
         if let Some(statistics) = &view.statistics {
-            let paging_bytes = statistics.swap_in_bytes.unwrap_or(0).saturating_add(statistics.swap_out_bytes.unwrap_or(0));
+            let paging_bytes =
+                statistics.swap_in_bytes.unwrap_or(0).saturating_add(statistics.swap_out_bytes.unwrap_or(0));
             suffers |= self.last_paging_bytes.replace(paging_bytes).is_some_and(|last| paging_bytes > last);
             let left_bytes = statistics.available_bytes.or(statistics.free_bytes);
             if let (Some(left_bytes), Some(total_bytes)) = (left_bytes, statistics.total_bytes) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::ledger::{Identity, MAXIMUM_BYTES, MemberId, MemberView, Orders, PoolSettings, PoolView, Report, Round};
+use crate::ledger::{Identity, MAXIMUM_BYTES, MemberId, MemberView, Orders, PoolView, Report, Round};
 use crate::policy::allocator::{Claim, IdleTax, grants};
 use crate::policy::ladder::{Pool, Standing};
 use crate::policy::watermark::{Level, Watermarks};
@@ -51,7 +51,7 @@ impl Leader {
         if let Some(bytes) = circumstances.host_available_bytes {
             free_bytes = free_bytes.min(bytes as i64);
         }
-        let watermarks = Watermarks::from_millipercent(settings.watermarks_millipercent);
+        let watermarks = Watermarks::from_millipercent(settings.watermarks_millipercent).unwrap_or_default();
         if is_at_rest(view) {
             self.level = Level::High;
             self.outstanding.clear();
@@ -60,8 +60,8 @@ impl Leader {
         }
         self.level = watermarks.next(self.level, free_bytes, settings.budget_bytes);
         let claims: Vec<Claim> = view.members.iter().map(claim).collect();
-        let distributable_bytes =
-            settings.budget_bytes - watermarks.line_bytes(Level::High, settings.budget_bytes).min(settings.budget_bytes);
+        let distributable_bytes = settings.budget_bytes
+            - watermarks.line_bytes(Level::High, settings.budget_bytes).min(settings.budget_bytes);
         let tax = IdleTax::from_percent(settings.idle_tax_percent);
         let grants = grants(distributable_bytes, tax, &claims);
         let standings: Vec<Standing> = view
@@ -70,7 +70,7 @@ impl Leader {
             .zip(&claims)
             .zip(&grants)
             .map(|((member, claim), &grant_bytes)| Standing {
-                held_bytes: self.held_bytes(member),
+                committed_bytes: self.committed_bytes(member),
                 ..standing(member, claim, grant_bytes)
             })
             .collect();
@@ -102,7 +102,7 @@ impl Leader {
     }
 
     /// What a member may take before it has seen another order: what it says it may, and whatever it was told since.
-    fn held_bytes(&self, member: &MemberView) -> u64 {
+    fn committed_bytes(&self, member: &MemberView) -> u64 {
         let Report { charge_bytes, grow_to_bytes, .. } = member.report;
         let most_bytes = most_bytes(&member.identity, &member.report);
         let told_bytes = self.outstanding.get(&member.id).into_iter().flatten().map(|&(_, bytes)| bytes);
@@ -154,13 +154,11 @@ fn most_bytes(identity: &Identity, report: &Report) -> u64 {
 }
 
 fn claim(member: &MemberView) -> Claim {
-    let Report { own_bytes, touched_bytes, active_bytes, charge_bytes, .. } = member.report;
-    // What a member holds before its guest runs counts as touched.
-    let touched_bytes = touched_bytes.saturating_add(own_bytes).max(charge_bytes.min(own_bytes.max(charge_bytes)));
+    let Report { own_bytes, touched_bytes, active_bytes, .. } = member.report;
     Claim {
         shares: member.identity.shares,
         reservation_bytes: member.identity.reservation_bytes,
-        most_bytes: touched_bytes.min(most_bytes(&member.identity, &member.report)),
+        most_bytes: touched_bytes.saturating_add(own_bytes).min(most_bytes(&member.identity, &member.report)),
         active_bytes: active_bytes.saturating_add(own_bytes),
     }
 }
@@ -171,7 +169,7 @@ fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64) -> Standing {
         grant_bytes,
         most_bytes: claim.most_bytes,
         charge_bytes: report.charge_bytes,
-        held_bytes: report.charge_bytes,
+        committed_bytes: report.charge_bytes,
         reservation_bytes: member.identity.reservation_bytes,
         size_bytes: member.identity.size_bytes,
         ballooned_bytes: report.ballooned_bytes,

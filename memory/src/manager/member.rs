@@ -6,11 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::activity::Tracker;
 use crate::balloon::Balloon;
-use crate::ledger::{
-    BalloonHealth, JoinRequest, Leadership, LedgerError, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders,
-    now_ns,
-};
-use crate::pager::{Limits, Pager, PagerError, PagerUsage};
+use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
+use crate::pager::{Limits, Pager, PagerUsage};
 use crate::policy::watermark::Level;
 use crate::ram::PAGE_SIZE;
 
@@ -53,7 +50,8 @@ pub struct Member {
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
     wants_more: bool,
-    ledger_failures: u64,
+    /// The most the balloon may be asked to hold.
+    balloon_most_bytes: u64,
 }
 
 impl Member {
@@ -77,7 +75,7 @@ impl Member {
             host_available_bytes: None,
             looked: None,
             wants_more: false,
-            ledger_failures: 0,
+            balloon_most_bytes: 0,
         })
     }
 
@@ -189,7 +187,11 @@ impl Member {
             // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself.
             let kept_bytes = report.charge_bytes.min(self.in_force.1);
             self.in_force.1 = kept_bytes;
-            return self.keep_to(Limits { grow_to_bytes: Some(kept_bytes), reclaim_to_bytes: Some(kept_bytes), is_firm: true });
+            return self.keep_to(Limits {
+                grow_to_bytes: Some(kept_bytes),
+                reclaim_to_bytes: Some(kept_bytes),
+                is_firm: true,
+            });
         }
         self.in_force = (standing.time_ns, orders.grow_to_bytes);
         self.keep_to(Limits {
@@ -198,9 +200,7 @@ impl Member {
             is_firm: true,
         })?;
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
-            let view = balloon_view(balloon.as_ref());
-            let (_, most_bytes) = self.watch.look(&view, Instant::now());
-            balloon.set_target_bytes(orders.balloon_target_bytes.min(most_bytes) / PAGE_SIZE * PAGE_SIZE);
+            balloon.set_target_bytes(orders.balloon_target_bytes.min(self.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE);
         }
         Ok(())
     }
@@ -268,7 +268,8 @@ impl Member {
         };
         let estimate = self.tracker.estimate(pager);
         let balloon_view = balloon.as_deref().map(balloon_view).unwrap_or_default();
-        let (health, _) = self.watch.look(&balloon_view, now);
+        let (health, most_bytes) = self.watch.look(&balloon_view, now);
+        self.balloon_most_bytes = most_bytes;
         let report = Report {
             time_ns: now_ns(),
             charge_bytes: guest_charge_bytes + self.own_bytes,
@@ -281,6 +282,8 @@ impl Member {
         };
         Ok(Report {
             ballooned_bytes: balloon_view.inflated_bytes,
+            balloon_given_bytes: balloon.as_ref().map_or(0, |balloon| balloon.given_bytes()),
+            reported_bytes: balloon.as_ref().map_or(0, |balloon| balloon.reported_bytes()),
             balloon_target_bytes: balloon_view.target_bytes,
             guest_free_bytes: guest_free_bytes(&balloon_view),
             balloon: health,

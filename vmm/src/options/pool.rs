@@ -17,9 +17,7 @@ impl RunOptions {
         let bad = |flag, value: String, reason: &str| OptionsError::Value { flag, value, reason: reason.to_owned() };
         let Some(folder) = &self.pool else {
             return match self.first_pool_flag() {
-                Some((flag, value)) => {
-                    Err(bad(flag, value, "there is no pool: name its folder with --pool DIR"))
-                }
+                Some((flag, value)) => Err(bad(flag, value, "there is no pool: name its folder with --pool DIR")),
                 None => Ok(None),
             };
         };
@@ -28,7 +26,11 @@ impl RunOptions {
         }
         let limit = self.limit.unwrap_or(memory);
         if limit < MINIMUM_RESIDENT.min(memory) || limit > memory {
-            return Err(bad("limit", limit.to_string(), &format!("{MINIMUM_RESIDENT} to {memory}, the guest's memory")));
+            return Err(bad(
+                "limit",
+                limit.to_string(),
+                &format!("{MINIMUM_RESIDENT} to {memory}, the guest's memory"),
+            ));
         }
         let reservation = self.reservation.unwrap_or(Size { bytes: 0 });
         if reservation > limit {
