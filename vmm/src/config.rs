@@ -9,7 +9,7 @@ use cistern_memory::store::codec::Codec;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::pool::PoolConfig;
+use crate::pool_options::PoolConfig;
 use crate::size::{Size, SizeError};
 
 /// Text that is no device description; the message says what would be.

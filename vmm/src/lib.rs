@@ -15,7 +15,7 @@ pub mod limits;
 pub mod machine;
 pub mod options;
 pub mod outcome;
-pub mod pool;
+pub mod pool_options;
 pub mod report;
 pub mod signals;
 pub mod size;

@@ -2,6 +2,7 @@
 
 mod cli;
 mod demo;
+mod pool;
 mod stats;
 
 use std::io::{self, Write};
@@ -107,6 +108,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     if config.vsock.is_some() {
         limits::raise_open_files().context("limit of open files")?;
     }
+    let member = config.pool.as_ref().map(|pool| pool::join(pool, &config)).transpose()?;
     let machine = Machine::build_timed(&config, &timeline)?;
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     let signals = Signals::block().context("signals")?;
@@ -118,7 +120,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     };
     let socket = control_socket(&config, is_named)?;
     timeline.mark("open control socket");
-    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout, socket });
+    let outcome = machine.run(Controls { signals: Some(signals), input, timeout: config.timeout, socket, member });
     terminal::restore();
     if config.boot_times {
         let _ = writeln!(io::stderr(), "{}", timeline.to_json());

@@ -24,7 +24,7 @@ use crate::config::{
     VsockConfig,
 };
 use crate::firmware::CPUS_MAX;
-use crate::pool::{Budget, Period, ReclaimChoice, Shares};
+use crate::pool_options::{Budget, Period, ReclaimChoice, Shares};
 use crate::size::Size;
 
 /// Why options make no sense. All of these are usage errors.

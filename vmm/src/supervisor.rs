@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cistern_devices::power::Power;
 use cistern_devices::serial::Serial;
+use cistern_memory::manager::{Manager, Member};
 use cistern_memory::pager::Limits;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
@@ -36,6 +37,8 @@ pub struct Controls {
     pub timeout: Option<Duration>,
     /// Where other programs look at the machine and control it.
     pub socket: Option<ControlSocket>,
+    /// The machine's place in a pool.
+    pub member: Option<Member>,
 }
 
 impl Machine {
@@ -53,6 +56,13 @@ impl Machine {
         if let Some(limit_bytes) = self.resident_limit_bytes {
             pager.set_limits(Limits::alone(Some(limit_bytes)))?;
         }
+        let manager = match controls.member.take() {
+            Some(mut member) => {
+                member.take_charge(Arc::clone(&pager), self.balloon().cloned())?;
+                Some(Manager::start(member)?)
+            }
+            None => None,
+        };
         let supervisor = Supervisor {
             verdict: Arc::clone(&self.verdict),
             power,
@@ -87,6 +97,7 @@ impl Machine {
             .and_then(|()| supervisor.supervise());
         // First, so that nobody sets a new limit.
         drop(api);
+        drop(manager);
         // A vCPU may be waiting for someone to read the console.
         if let Some(output_cut) = self.output_cut {
             output_cut.cut();

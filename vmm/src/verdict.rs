@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use cistern_devices::request::GuestRequest;
+use cistern_memory::manager::ManagerError;
 use cistern_memory::pager::PagerError;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,6 +25,9 @@ pub enum RunError {
     /// The limit on guest memory could not be set.
     #[error(transparent)]
     Pager(#[from] PagerError),
+    /// The VM cannot take its part in its pool.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
     /// A thread could not be started or the event loop failed.
     #[error("{what}: {cause}")]
     Thread {

@@ -5,7 +5,7 @@ use cistern_memory::ledger::{JoinRequest, MAXIMUM_BYTES, SettingsRequest};
 use cistern_memory::manager::{ManagerConfig, automatic_budget_bytes};
 
 use super::{MINIMUM_RESIDENT, OptionsError, RunOptions};
-use crate::pool::{Budget, PoolConfig};
+use crate::pool_options::{Budget, PoolConfig};
 use crate::size::Size;
 
 /// A sample is taken page by page.
