@@ -112,4 +112,16 @@ proptest! {
             prop_assert!(orders.grow_to_bytes >= member.charge_bytes);
         }
     }
+
+    #[test]
+    fn who_may_not_grow_does_not(pool in pool(), members in proptest::collection::vec(standing(), 0..8)) {
+        let stop = Pool { level: Level::Stop, ..pool }.orders(&members);
+        let low = Pool { level: Level::Low, ..pool }.orders(&members);
+        for ((member, stop), low) in members.iter().zip(stop).zip(low) {
+            prop_assert!(stop.grow_to_bytes <= member.charge_bytes.max(member.reservation_bytes));
+            let entitled_bytes = member.grant_bytes.max(member.reservation_bytes);
+            let is_above = member.charge_bytes > entitled_bytes;
+            prop_assert!(!is_above || low.grow_to_bytes <= entitled_bytes && stop.grow_to_bytes <= entitled_bytes);
+        }
+    }
 }
