@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cistern_devices::power::Power;
 use cistern_devices::serial::Serial;
-use cistern_memory::manager::{Manager, Member};
+use cistern_memory::manager::{Manager, ManagerHandle, Member};
 use cistern_memory::pager::Limits;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
@@ -50,7 +50,8 @@ impl Machine {
         let failed = |what| move |cause| RunError::Thread { what, cause };
         vcpu::install_kick_handler().map_err(failed("signal handler"))?;
         let power = Arc::clone(self.power());
-        let socket = controls.socket.take().map(|socket| (socket, self.controlled()));
+        let pool = controls.member.as_ref().map(Member::handle);
+        let socket = controls.socket.take().map(|socket| (socket, self.controlled(pool)));
         let pager = Arc::clone(&self.pager);
         pager.exempt_thread(thread_id::current());
         if let Some(limit_bytes) = self.resident_limit_bytes {
@@ -110,7 +111,7 @@ impl Machine {
     }
 
     /// What may be seen and done through the control socket.
-    fn controlled(&self) -> Controlled {
+    fn controlled(&self, pool: Option<Arc<ManagerHandle>>) -> Controlled {
         Controlled {
             name: self.name.clone(),
             cpus: self.vcpus.len(),
@@ -120,6 +121,7 @@ impl Machine {
             power: Arc::clone(self.power()),
             verdict: Arc::clone(&self.verdict),
             pager: Arc::clone(&self.pager),
+            pool,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::policy::watermark::Level;
 use crate::ram::PAGE_SIZE;
 
 use super::balloon::{BalloonView, BalloonWatch};
+use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
 use super::{ManagerConfig, ManagerError, ReclaimMode, budget, own};
 
@@ -52,6 +53,9 @@ pub struct Member {
     wants_more: bool,
     /// The most the balloon may be asked to hold.
     balloon_most_bytes: u64,
+    handle: Arc<ManagerHandle>,
+    /// The last look, and what had been done by then.
+    counted: Option<(Instant, Totals)>,
 }
 
 impl Member {
@@ -76,7 +80,14 @@ impl Member {
             looked: None,
             wants_more: false,
             balloon_most_bytes: 0,
+            handle: Arc::default(),
+            counted: None,
         })
+    }
+
+    /// How others see and control this member.
+    pub fn handle(&self) -> Arc<ManagerHandle> {
+        Arc::clone(&self.handle)
     }
 
     /// Waits until this process may hold so much, for what it takes to load a guest. `on_wait` is told now and then what the
@@ -136,6 +147,7 @@ impl Member {
             }
         }
         let Some(standing) = self.membership.orders() else { return Ok(pause.min(PRESSED)) };
+        self.count(now, &standing, &report);
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
         self.follow(&standing, &report)?;
         if let Some(Guest { pager, .. }) = &self.guest {
@@ -151,6 +163,36 @@ impl Member {
             pause = REST;
         }
         Ok(pause)
+    }
+
+    /// A look round has failed. Returns how long to rest.
+    pub(super) fn note_failure(&mut self) -> Duration {
+        self.handle.update(|statistics| statistics.failures += 1);
+        CALM
+    }
+
+    fn count(&mut self, now: Instant, standing: &StandingOrders, report: &Report) {
+        let totals = Totals {
+            evicted_pages: report.evicted_pages,
+            written_pages: self.guest.as_ref().map_or(0, |guest| guest.pager.usage().written_pages),
+            balloon_given_bytes: report.balloon_given_bytes,
+        };
+        let (looked, before) = self.counted.replace((now, totals)).unwrap_or((now, totals));
+        let active = self.guest.as_ref().and_then(|guest| self.tracker.estimate(&guest.pager));
+        self.handle.update(|statistics| {
+            statistics.count(standing.level, now.duration_since(looked), before, totals, report.wants_growth);
+            statistics.leads = self.leading.is_some();
+            statistics.grant_bytes = standing.orders.grant_bytes;
+            statistics.grow_to_bytes = standing.orders.grow_to_bytes;
+            statistics.reclaim_to_bytes = standing.orders.reclaim_to_bytes;
+            statistics.charge_bytes = report.charge_bytes;
+            statistics.own_bytes = report.own_bytes;
+            statistics.active = active;
+            statistics.sample_periods = self.tracker.periods();
+            statistics.balloon = report.balloon;
+            statistics.manual_balloon_bytes = self.handle.manual_balloon_bytes();
+            statistics.balloon_given_bytes = report.balloon_given_bytes;
+        });
     }
 
     fn may_lead(&mut self) -> bool {
@@ -176,6 +218,7 @@ impl Member {
         };
         if let Some((leadership, leader)) = &mut self.leading {
             leadership.publish(&leader.round(view, &circumstances))?;
+            self.handle.update(|statistics| statistics.rounds_led += 1);
         }
         Ok(())
     }
@@ -185,6 +228,7 @@ impl Member {
         let orders = standing.orders;
         if standing.is_stale(now_ns(), ORDERS_PERIOD) {
             // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself.
+            self.handle.update(|statistics| statistics.stale_orders += 1);
             let kept_bytes = report.charge_bytes.min(self.in_force.1);
             self.in_force.1 = kept_bytes;
             return self.keep_to(Limits {
@@ -200,7 +244,8 @@ impl Member {
             is_firm: true,
         })?;
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
-            balloon.set_target_bytes(orders.balloon_target_bytes.min(self.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE);
+            let wanted_bytes = orders.balloon_target_bytes.min(self.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE;
+            balloon.set_target_bytes(self.handle.manual_balloon_bytes().unwrap_or(wanted_bytes));
         }
         Ok(())
     }
@@ -270,11 +315,13 @@ impl Member {
         let balloon_view = balloon.as_deref().map(balloon_view).unwrap_or_default();
         let (health, most_bytes) = self.watch.look(&balloon_view, now);
         self.balloon_most_bytes = most_bytes;
+        // What the balloon took the guest could use.
+        let touched_bytes = if usage.is_armed { usage.touched_pages * PAGE_SIZE } else { guest_charge_bytes };
         let report = Report {
             time_ns: now_ns(),
             charge_bytes: guest_charge_bytes + self.own_bytes,
             own_bytes: self.own_bytes,
-            touched_bytes: if usage.is_armed { usage.touched_pages * PAGE_SIZE } else { guest_charge_bytes },
+            touched_bytes: touched_bytes.saturating_add(balloon_view.inflated_bytes),
             active_bytes: estimate.map_or(guest_charge_bytes, |estimate| estimate.active_bytes),
             active_fast_bytes: estimate.map(|estimate| estimate.fast_bytes),
             active_slow_bytes: estimate.map(|estimate| estimate.slow_bytes),

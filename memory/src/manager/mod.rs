@@ -6,17 +6,18 @@
 
 mod balloon;
 mod budget;
+mod handle;
 mod leader;
 mod member;
 mod own;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 pub use budget::automatic_budget_bytes;
+pub use handle::{LevelStatistics, ManagerHandle, ManagerStatistics};
 pub use member::Member;
 
 use crate::activity::TrackerConfig;
@@ -87,11 +88,10 @@ impl Default for ManagerConfig {
 struct Shared {
     is_stopping: Mutex<bool>,
     stop: Condvar,
-    /// Looks round that failed: the limits of before stayed in force.
-    failures: AtomicU64,
 }
 
 /// Runs a member beside its guest until it is dropped.
+/// Its control is a [`ManagerHandle`].
 #[derive(Debug)]
 pub struct Manager {
     shared: Arc<Shared>,
@@ -108,20 +108,12 @@ impl Manager {
         let of_thread = Arc::clone(&shared);
         let body = move || {
             while !of_thread.is_stopping() {
-                let pause = member.step(Instant::now()).unwrap_or_else(|_| {
-                    of_thread.failures.fetch_add(1, Ordering::Relaxed);
-                    Duration::from_millis(100)
-                });
+                let pause = member.step(Instant::now()).unwrap_or_else(|_| member.note_failure());
                 of_thread.rest(pause);
             }
         };
         let thread = thread::Builder::new().name("manager".to_owned()).spawn(body).map_err(ManagerError::Thread)?;
         Ok(Self { shared, thread: Some(thread) })
-    }
-
-    /// Looks round that failed.
-    pub fn failures(&self) -> u64 {
-        self.shared.failures.load(Ordering::Relaxed)
     }
 }
 

@@ -34,6 +34,8 @@ pub struct PagerUsage {
     pub stall_ns: u64,
     /// Pages that found a home outside guest RAM, in total.
     pub evicted_pages: u64,
+    /// Pages written to the swap file, in total.
+    pub written_pages: u64,
     /// Growth granted beyond the limit, in total.
     pub over_limit_pages: u64,
 }
@@ -65,6 +67,7 @@ impl Paged {
                 .into_iter()
                 .map(|counter| counter.get())
                 .sum(),
+            written_pages: counters.swapped.get() + counters.written_back.get(),
             over_limit_pages: counters.over_limit_pages.get(),
         }
     }

@@ -1,6 +1,7 @@
 //! What is sent and answered on the control socket. Where Firecracker's API has the notion, names and meaning are its own
 //! (`firecracker.yaml` of its version 1.13); under `/memory` they are ours.
 
+use cistern_memory::manager::ManagerStatistics;
 use cistern_memory::pager::PagerStatistics;
 use cistern_memory::{BalloonStatistics, PAGE_SIZE};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -98,15 +99,14 @@ impl BalloonConfiguration {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonUpdate {
-    /// What the balloon shall hold, in MiB.
-    pub amount_mib: u64,
+    /// What the balloon shall hold, in MiB; null leaves it to the pool.
+    #[serde(deserialize_with = "present")]
+    pub amount_mib: Option<u64>,
 }
 
-impl BalloonUpdate {
-    /// What the balloon shall hold; `None` when that is more than the guest has.
-    pub fn target_bytes(&self, memory_bytes: u64) -> Option<u64> {
-        self.amount_mib.checked_mul(1 << MIB_SHIFT).filter(|bytes| *bytes <= memory_bytes)
-    }
+/// MiB in bytes; `None` when that is more than the guest has.
+pub(super) fn target_bytes(amount_mib: u64, memory_bytes: u64) -> Option<u64> {
+    amount_mib.checked_mul(1 << MIB_SHIFT).filter(|bytes| *bytes <= memory_bytes)
 }
 
 /// `GET /balloon/statistics`. Memory and swap in bytes; what the guest did not report is left out.
@@ -195,6 +195,9 @@ pub struct MemoryReport {
     pub balloon_inflated_bytes: u64,
     /// What free page reporting has given back since boot.
     pub reported_bytes: u64,
+    /// The VM's part in its pool, if it is in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<ManagerStatistics>,
 }
 
 impl MemoryReport {
@@ -203,6 +206,7 @@ impl MemoryReport {
             pager: machine.pager.statistics(),
             balloon_inflated_bytes: machine.balloon.as_ref().map_or(0, |balloon| balloon.inflated_bytes()),
             reported_bytes: machine.balloon.as_ref().map_or(0, |balloon| balloon.reported_bytes()),
+            pool: machine.pool.as_ref().map(|pool| pool.statistics()),
         }
     }
 }
@@ -260,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_balloon_is_no_larger_than_its_guest() {
-        let target = |amount_mib| BalloonUpdate { amount_mib }.target_bytes(64 << 20);
+        let target = |amount_mib| target_bytes(amount_mib, 64 << 20);
         assert_eq!([0, 64].map(target), [Some(0), Some(64 << 20)]);
         assert_eq!([65, u64::MAX, 1 << 44].map(target), [None; 3]);
     }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use cistern_devices::power::Power;
 use cistern_memory::Balloon;
+use cistern_memory::manager::ManagerHandle;
 use cistern_memory::pager::Pager;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -74,6 +75,8 @@ pub struct Controlled {
     pub verdict: Arc<Verdict>,
     /// The limit, and what was counted.
     pub pager: Arc<Pager>,
+    /// The VM's part in its pool, if it is in one.
+    pub pool: Option<Arc<ManagerHandle>>,
 }
 
 /// The thread that serves the control socket; dropping it ends the thread and removes the socket.

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::{
     Action, ActionType, BalloonConfiguration, BalloonReport, BalloonUpdate, Fault, InstanceInfo, MachineConfiguration,
-    MemoryReport, MemoryUpdate, Version, VmInfo,
+    MemoryReport, MemoryUpdate, Version, VmInfo, target_bytes,
 };
 use super::{Controlled, metrics};
 use crate::options::MINIMUM_RESIDENT;
@@ -40,6 +40,10 @@ enum Refusal {
     TooLong,
     #[error("body: {0}")]
     Body(String),
+    #[error("amount_mib null: the VM is in no pool that could say")]
+    NoPool,
+    #[error("resident_bytes: the VM is in a pool, which limits it")]
+    Pool,
     #[error("amount_mib {amount_mib}: the guest has {}", memory_bytes >> 20)]
     Amount { amount_mib: u64, memory_bytes: u64 },
     #[error("resident_bytes {bytes}: at least {}", MINIMUM_RESIDENT.bytes)]
@@ -56,7 +60,12 @@ impl Refusal {
             Self::Path(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Body(_) | Self::Amount { .. } | Self::Resident { .. } | Self::NoBalloon => StatusCode::BAD_REQUEST,
+            Self::Body(_)
+            | Self::Amount { .. }
+            | Self::Resident { .. }
+            | Self::NoBalloon
+            | Self::NoPool
+            | Self::Pool => StatusCode::BAD_REQUEST,
             Self::Pager(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -104,8 +113,18 @@ where
             let balloon = balloon(machine)?;
             let update: BalloonUpdate = read(body).await?;
             let memory_bytes = machine.memory_bytes;
-            let too_much = Refusal::Amount { amount_mib: update.amount_mib, memory_bytes };
-            balloon.set_target_bytes(update.target_bytes(memory_bytes).ok_or(too_much)?);
+            match (update.amount_mib, &machine.pool) {
+                (None, Some(pool)) => pool.set_manual_balloon(None),
+                (None, None) => return Err(Refusal::NoPool),
+                (Some(amount_mib), pool) => {
+                    let too_much = Refusal::Amount { amount_mib, memory_bytes };
+                    let target_bytes = target_bytes(amount_mib, memory_bytes).ok_or(too_much)?;
+                    if let Some(pool) = pool {
+                        pool.set_manual_balloon(Some(target_bytes));
+                    }
+                    balloon.set_target_bytes(target_bytes);
+                }
+            }
             done()
         }
         ("GET", "/balloon/statistics") => json(&balloon_report(&**balloon(machine)?).await),
@@ -119,6 +138,9 @@ where
         ("GET", "/memory") => json(&MemoryReport::of(machine)),
         ("PATCH", "/memory") => {
             let update: MemoryUpdate = read(body).await?;
+            if machine.pool.is_some() {
+                return Err(Refusal::Pool);
+            }
             if let Some(bytes) = update.resident_bytes.filter(|bytes| *bytes < MINIMUM_RESIDENT.bytes) {
                 return Err(Refusal::Resident { bytes });
             }
@@ -205,6 +227,7 @@ mod tests {
             power: Arc::new(Power::new(Arc::new(|_| {}), Box::new(|_| {}))),
             verdict: Arc::new(Verdict::new().expect("an eventfd")),
             pager: Pager::new(ram, PagerConfig::default(), Box::new(|page| panic!("{page}"))).expect("a pager"),
+            pool: None,
         }
     }
 
