@@ -362,6 +362,7 @@ impl RunOptions {
 
 #[cfg(test)]
 mod tests {
+    use cistern_memory::manager::{ManagerConfig, ReclaimMode};
     use cistern_memory::pager::EvictionMethod;
     use cistern_memory::store::codec::Codec;
 
@@ -392,6 +393,18 @@ mod tests {
         codec = "zstd"
         reclaim-cpu = 50
         eviction = "copy"
+        pool = "/run/pool"
+        budget = "4G"
+        shares = "high"
+        reservation = "64M"
+        limit = "512M"
+        idle-tax = 50
+        watermarks = "8,6,4,2"
+        sample-period = "2s"
+        sample-pages = 200
+        track = true
+        balloon-max = 50
+        reclaim = "off"
         console = "file:/tmp/log"
         name = "one"
         api-sock = "/run/one.sock"
@@ -445,6 +458,29 @@ mod tests {
             "50",
             "--eviction",
             "copy",
+            "--pool",
+            "/run/pool",
+            "--budget",
+            "4G",
+            "--shares",
+            "high",
+            "--reservation",
+            "64M",
+            "--limit",
+            "512M",
+            "--idle-tax",
+            "50",
+            "--watermarks",
+            "8,6,4,2",
+            "--sample-period",
+            "2s",
+            "--sample-pages",
+            "200",
+            "--track",
+            "--balloon-max",
+            "50",
+            "--reclaim",
+            "off",
             "--console",
             "file:/tmp/log",
             "--name",
@@ -461,7 +497,9 @@ mod tests {
         let count =
             <Flags as clap::CommandFactory>::command().get_arguments().filter(|flag| flag.get_id() != "help").count();
         assert_eq!(EVERYTHING.lines().filter(|line| line.contains(" = ")).count(), count);
-        let config = file.resolve().expect("valid");
+        let error = file.clone().resolve().expect_err("a limit of its own, and a pool").to_string();
+        assert_eq!(error, "--resident 256M: a VM in a pool is limited by --limit");
+        let config = RunOptions { resident: None, ..file }.resolve().expect("valid");
         assert_eq!((config.disks.len(), config.nets.len()), (2, 1));
         assert_eq!((config.disks[1].read_only, config.disks[1].direct), (true, true));
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
@@ -469,6 +507,46 @@ mod tests {
         assert_eq!((pager.store_limit_bytes, pager.swap_limit_bytes), (256 << 20, 2 << 30));
         assert_eq!((pager.codec, pager.eviction), (Codec::Zstd, Some(EvictionMethod::Copy)));
         assert_eq!((pager.reclaim_cpu_percent, pager.swap_folder), (50, Some("/var/tmp".into())));
+        let pool = config.pool.expect("a pool");
+        let settings = pool.request.settings;
+        assert_eq!((settings.budget_bytes, settings.idle_tax_percent), (Some(4 << 30), Some(50)));
+        assert_eq!(settings.watermarks_millipercent, Some([8000, 6000, 4000, 2000]));
+        let request = pool.request;
+        assert_eq!((request.name.as_str(), request.size_bytes, request.shares), ("one", 1 << 30, 20 * 1024));
+        assert_eq!((request.reservation_bytes, request.limit_bytes), (64 << 20, 512 << 20));
+        assert_eq!((pool.manager.tracker.period, pool.manager.tracker.sample_pages), (Duration::from_secs(2), 200));
+        assert_eq!((pool.manager.track, pool.manager.balloon_max_percent), (true, 50));
+        assert_eq!(pool.manager.reclaim, ReclaimMode::Off);
+    }
+
+    #[test]
+    fn a_pool_has_defaults_and_its_flags_need_one() {
+        let options = |change: fn(&mut RunOptions)| {
+            let mut options = RunOptions {
+                kernel: Some("k".into()),
+                memory: Some(Size::mebibytes(64)),
+                pool: Some("pool".into()),
+                ..Default::default()
+            };
+            change(&mut options);
+            options.resolve().map_err(|error| error.to_string())
+        };
+        let pool = options(|_| ()).expect("valid").pool.expect("a pool");
+        assert_eq!((pool.request.limit_bytes, pool.request.reservation_bytes, pool.request.shares), (64 << 20, 0, 640));
+        assert_eq!((pool.request.settings, pool.manager), (Default::default(), ManagerConfig::default()));
+        for (change, expected) in [
+            ((|options| options.limit = Some(Size::mebibytes(65))) as fn(&mut RunOptions), "--limit 65M: 8M to 64M"),
+            (|options| options.limit = Some(Size::mebibytes(7)), "--limit 7M: 8M to 64M"),
+            (|options| options.reservation = Some(Size::mebibytes(65)), "--reservation 65M: at most 64M"),
+            (|options| options.budget = Some(Budget::Size(Size::mebibytes(7))), "--budget 7M: at least 8M"),
+            (|options| options.sample_pages = Some(0), "--sample-pages 0: 1 to 10000"),
+            (|options| options.balloon_max = Some(96), "--balloon-max 96: 0 to 95"),
+            (|options| (options.pool, options.budget) = (None, Some(Budget::Auto)), "--budget auto: there is no pool"),
+            (|options| (options.pool, options.track) = (None, Some(true)), "--track true: there is no pool"),
+        ] {
+            let error = options(change).expect_err(expected);
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A VM's place in a pool, as its user asks for it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -74,6 +75,15 @@ impl Shares {
         match self {
             Self::Number(shares) => shares,
             Self::PerMib(shares) => (memory.bytes >> 20).max(1) * shares,
+        }
+    }
+}
+
+impl fmt::Display for Shares {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PerMib(shares) => write!(formatter, "{shares} a MiB"),
+            Self::Number(shares) => write!(formatter, "{shares}"),
         }
     }
 }

@@ -90,15 +90,15 @@ impl RunOptions {
             Budget::Size(size) => size.to_string(),
             Budget::Auto => "auto".to_owned(),
         })
-        .or_else(|| text("shares", self.shares, |_| String::new()))
+        .or_else(|| text("shares", self.shares, |shares| shares.to_string()))
         .or_else(|| text("reservation", self.reservation, |size| size.to_string()))
         .or_else(|| text("limit", self.limit, |size| size.to_string()))
         .or_else(|| text("idle-tax", self.idle_tax, |tax| tax.percent().to_string()))
         .or_else(|| text("watermarks", self.watermarks, |watermarks| watermarks.to_string()))
         .or_else(|| text("sample-period", self.sample_period, |period| format!("{}s", period.0.as_secs_f64())))
         .or_else(|| text("sample-pages", self.sample_pages, |pages| pages.to_string()))
-        .or_else(|| text("track", self.track, |_| String::new()))
+        .or_else(|| text("track", self.track, |track| track.to_string()))
         .or_else(|| text("balloon-max", self.balloon_max, |percent| percent.to_string()))
-        .or_else(|| text("reclaim", self.reclaim, |_| String::new()))
+        .or_else(|| text("reclaim", self.reclaim, |choice| format!("{choice:?}").to_lowercase()))
     }
 }
