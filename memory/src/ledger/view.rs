@@ -24,7 +24,9 @@ pub struct PoolView {
     pub round_age_ms: Option<u64>,
     /// Slots and rounds that could not be read because they are damaged.
     pub corrupt_slots: u32,
-    /// The live members, by slot.
+    /// Of those, live members: they are in none of the sums that can be made of what follows.
+    pub unreadable_members: u32,
+    /// The live members that can be read, by slot.
     pub members: Vec<MemberView>,
 }
 
