@@ -44,10 +44,13 @@ const RUN_HELP: &str = "Exit status: 0 guest powered off or reset, or stopped by
 3 guest crash; 4 timed out; 64 + the low five bits of a byte the guest writes to port 0xf4.
 Ctrl-A x stops the guest, Ctrl-A h lists more. SIGTERM presses the power button; a second one, or 5 s, stops.";
 
-const TOP_HELP: &str = "The bar is what is free of the budget, with the watermarks in it. Charge is what a guest costs the host, grant
-what it may; gfree is what the guest itself calls free, ref/s its refaults a second, stall the part of time its faults
-waited, summed over faults. Arrows select, Enter shows all of a guest, the capital letters of the headings sort, q leaves.
-A size whose column does not fit is left out; stdout that is no terminal gets everything, once.";
+const TOP_HELP: &str = "\
+The bar is what is free of the budget, with the watermarks in it. A guest may
+use its grant and costs the host its charge; gfree is what the guest itself
+calls free, ref/s its refaults a second, stall the time its faults waited in
+parts of the time that passed. Arrows select, Enter shows all of a guest, the
+capital letters of the headings sort, q leaves. Columns without room are left
+out. Off a terminal the table is printed once, with every column.";
 
 /// `cistern run`.
 #[derive(clap::Args)]

@@ -58,7 +58,7 @@ fn find(dir: Option<PathBuf>) -> Result<(PathBuf, PoolView)> {
     match dir.or_else(variable) {
         Some(dir) => Ok((dir.clone(), Ledger::read(&dir)?)),
         None => {
-            let dir = PathBuf::from(".");
+            let dir = env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
             match Ledger::read(&dir) {
                 Err(LedgerError::NoPool { .. }) => Err(NoPoolNamed.into()),
                 look => Ok((dir, look?)),
