@@ -22,6 +22,11 @@ pub enum Command {
     Run(Box<Run>),
     /// Show what a running VM's memory costs and where it is
     Stats(Stats),
+    /// Show a pool of VMs that share a memory budget, and what each may and does use
+    Pool(Pool),
+    /// Watch a pool live
+    #[command(after_help = TOP_HELP)]
+    Top(Top),
     /// Boot a handful of embedded guests and show them working
     Demo(Demo),
     /// Guests that come with the program
@@ -38,6 +43,14 @@ pub enum Command {
 const RUN_HELP: &str = "Exit status: 0 guest powered off or reset, or stopped by you; 1 host or VMM error; 2 usage;
 3 guest crash; 4 timed out; 64 + the low five bits of a byte the guest writes to port 0xf4.
 Ctrl-A x stops the guest, Ctrl-A h lists more. SIGTERM presses the power button; a second one, or 5 s, stops.";
+
+const TOP_HELP: &str = "\
+The bar is what is free of the budget, with the watermarks in it. A guest may
+use its grant and costs the host its charge; gfree is what the guest itself
+calls free, ref/s its refaults a second, stall the time its faults waited in
+parts of the time that passed. Arrows select, Enter shows all of a guest, the
+capital letters of the headings sort, q leaves. Columns without room are left
+out. Off a terminal the table is printed once, with every column.";
 
 /// `cistern run`.
 #[derive(clap::Args)]
@@ -59,6 +72,26 @@ pub struct Stats {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `cistern pool`.
+#[derive(clap::Args)]
+pub struct Pool {
+    /// Folder of the pool
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `cistern top`.
+#[derive(clap::Args)]
+pub struct Top {
+    /// Folder of the pool [default: $CISTERN_POOL, else the current folder if it is one]
+    pub dir: Option<PathBuf>,
+    /// Measure for a second, print the table as text and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// `cistern demo`.

@@ -4,6 +4,7 @@ mod cli;
 mod demo;
 mod pool;
 mod stats;
+mod top;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(run) => run_machine(*run),
         Command::Stats(stats) => stats::run(&stats.vm, stats.json),
+        Command::Pool(pool) => top::print_pool(&pool.dir, pool.json),
+        Command::Top(top) => top::run(top.dir, top.once),
         Command::Demo(demo) => demo::run(demo.json),
         Command::Guest(command) => guest(command),
         Command::Host { json } => host(json),
@@ -48,7 +51,9 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             complain(&format!("{error:#}"));
-            let usage = error.is::<OptionsError>() || error.downcast_ref().is_some_and(MachineError::is_usage);
+            let usage = error.is::<OptionsError>()
+                || error.is::<top::NoPoolNamed>()
+                || error.downcast_ref().is_some_and(MachineError::is_usage);
             ExitCode::from(if usage { STATUS_USAGE } else { STATUS_ERROR })
         }
     }

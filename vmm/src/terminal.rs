@@ -37,7 +37,15 @@ static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 struct Saved {
     terminal: OwnedFd,
     settings: libc::termios,
+    /// Where a page of its own is shown, if one is.
+    page: Option<OwnedFd>,
 }
+
+/// Shows an empty page instead of what the terminal shows, without a cursor (xterm's alternate screen).
+const OPEN_PAGE: &[u8] = b"\x1b[?1049h\x1b[?25l";
+
+/// Shows the cursor and what was there before, in the colours of before.
+const CLOSE_PAGE: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
 
 /// A terminal in raw mode; dropping it restores what was. At most one per process.
 #[derive(Debug)]
@@ -50,9 +58,24 @@ impl RawTerminal {
     /// # Errors
     /// When `fd` is not a terminal or will not be changed, or another one is in raw mode.
     pub fn enter(fd: BorrowedFd<'_>) -> Result<Self, TerminalError> {
+        Self::enter_on(fd, None)
+    }
+
+    /// The same for the terminal `keys`, with an empty page on the terminal `screen`. The way back shows again what was
+    /// there before.
+    ///
+    /// # Errors
+    /// As for [`Self::enter`], or when `screen` cannot be written to.
+    pub fn enter_page(keys: BorrowedFd<'_>, screen: BorrowedFd<'_>) -> Result<Self, TerminalError> {
+        Self::enter_on(keys, Some(screen))
+    }
+
+    fn enter_on(fd: BorrowedFd<'_>, screen: Option<BorrowedFd<'_>>) -> Result<Self, TerminalError> {
         let failed = |action| move |cause| TerminalError::Settings { action, cause };
         // A descriptor of its own: it must be there whenever a signal handler needs it.
-        let terminal = fd.try_clone_to_owned().map_err(failed("duplicating its descriptor"))?;
+        let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("duplicating its descriptor"));
+        let terminal = duplicate(fd)?;
+        let page = screen.map(duplicate).transpose()?;
         let settings = settings(fd).map_err(failed("reading its settings"))?;
         let mut raw = settings;
         // SAFETY: `raw` is an initialised termios, which this only changes.
@@ -62,7 +85,7 @@ impl RawTerminal {
         raw.c_cc[libc::VTIME] = 0;
 
         // Saved first: a signal that arrives in between restores what is unchanged.
-        let saved = Box::into_raw(Box::new(Saved { terminal, settings }));
+        let saved = Box::into_raw(Box::new(Saved { terminal, settings, page }));
         if SAVED.compare_exchange(ptr::null_mut(), saved, Ordering::AcqRel, Ordering::Acquire).is_err() {
             // SAFETY: it was made above and given to nobody.
             drop(unsafe { Box::from_raw(saved) });
@@ -70,6 +93,9 @@ impl RawTerminal {
         }
         let this = Self(());
         apply(fd, &raw).map_err(failed("entering raw mode"))?;
+        if let Some(screen) = screen {
+            write_all(screen, OPEN_PAGE).map_err(failed("opening a page"))?;
+        }
         Ok(this)
     }
 }
@@ -88,6 +114,9 @@ pub fn restore() {
     // async-signal-safe): one console per process, two hundred bytes.
     if let Some(saved) = unsafe { saved.as_ref() } {
         // Nothing can be done about a terminal that is gone.
+        if let Some(page) = &saved.page {
+            let _ = write_all(page.as_fd(), CLOSE_PAGE);
+        }
         let _ = apply(saved.terminal.as_fd(), &saved.settings);
     }
 }
@@ -109,6 +138,24 @@ fn apply(fd: BorrowedFd<'_>, settings: &libc::termios) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Past every buffer, and async-signal-safe.
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads at most `bytes.len()` bytes from it.
+        let written = unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// True when `fd` is a terminal of which this process may use the input: a background job that reads or changes its
@@ -190,6 +237,30 @@ pub(crate) mod tests {
         let raw = RawTerminal::enter(program.as_fd()).expect("a failure leaves nothing behind");
         drop(raw);
         assert_eq!(local_flags(&program), before);
+    }
+
+    /// What the person sees that was written so far.
+    fn shown(person: &OwnedFd) -> Vec<u8> {
+        let mut seen = vec![0; 4096];
+        // SAFETY: the kernel writes at most `seen.len()` bytes to it.
+        let count = unsafe { libc::read(person.as_raw_fd(), seen.as_mut_ptr().cast(), seen.len()) };
+        seen.truncate(usize::try_from(count).expect("a terminal that reads"));
+        seen
+    }
+
+    #[test]
+    fn a_page_is_opened_and_closed_once() {
+        let _console = console();
+        let (person, program) = open_pty();
+        let before = local_flags(&program);
+        let raw = RawTerminal::enter_page(program.as_fd(), program.as_fd()).expect("a page");
+        assert_eq!(shown(&person), OPEN_PAGE);
+        restore();
+        assert_eq!(shown(&person), CLOSE_PAGE);
+        assert_eq!(local_flags(&program), before);
+        drop(raw);
+        write_all(program.as_fd(), b"end").expect("a terminal that writes");
+        assert_eq!(shown(&person), b"end");
     }
 
     #[test]
