@@ -42,8 +42,13 @@ impl Leader {
         }
     }
 
-    /// One round.
-    pub fn round(&mut self, view: &PoolView, circumstances: &Circumstances) -> Round {
+    /// One round; `None` while a member cannot be read: what it holds is not known, so nobody is told to take more. It writes
+    /// itself anew with its next report.
+    pub fn round(&mut self, view: &PoolView, circumstances: &Circumstances) -> Option<Round> {
+        (view.unreadable_members == 0).then(|| self.decide(view, circumstances))
+    }
+
+    fn decide(&mut self, view: &PoolView, circumstances: &Circumstances) -> Round {
         let settings = &view.settings;
         let now_ns = circumstances.now_ns;
         let used_bytes: u64 = view.members.iter().map(|member| member.report.charge_bytes).sum();
@@ -177,5 +182,141 @@ fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64) -> Standing {
         balloon: report.balloon,
         wants_growth: report.wants_growth,
         has_backing: report.can_reclaim,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{BalloonHealth, PoolSettings};
+
+    const MIB: u64 = 1 << 20;
+
+    /// A guest of 256 MiB that has touched 240 and holds `charge_mib`, 3 of them the process's own.
+    fn member(slot: u16, charge_mib: u64, active_mib: u64) -> MemberView {
+        MemberView {
+            id: MemberId { slot, generation: 1 },
+            identity: Identity {
+                name: format!("vm{slot}"),
+                pid: 100 + u32::from(slot),
+                start_ticks: 1,
+                size_bytes: 256 * MIB,
+                reservation_bytes: 0,
+                limit_bytes: 256 * MIB,
+                shares: 2560,
+            },
+            report: Report {
+                time_ns: 1,
+                charge_bytes: charge_mib * MIB,
+                own_bytes: 3 * MIB,
+                touched_bytes: 240 * MIB,
+                active_bytes: active_mib * MIB,
+                balloon: BalloonHealth::Absent,
+                can_reclaim: true,
+                grow_to_bytes: charge_mib * MIB,
+                ..Report::default()
+            },
+            report_age_ms: 0,
+            grant_bytes: None,
+            orders: None,
+            orders_age_ms: None,
+        }
+    }
+
+    fn pool(budget_mib: u64, idle_tax_percent: u8, members: Vec<MemberView>) -> PoolView {
+        PoolView {
+            settings: PoolSettings {
+                budget_bytes: budget_mib * MIB,
+                idle_tax_percent,
+                watermarks_millipercent: [6000, 4000, 2000, 1000],
+            },
+            free_bytes: None,
+            level: None,
+            leader: None,
+            leader_pid: None,
+            round_age_ms: None,
+            corrupt_slots: 0,
+            unreadable_members: 0,
+            members,
+        }
+    }
+
+    fn at(now_ns: u64) -> Circumstances {
+        Circumstances { now_ns, host_available_bytes: None, balloon_max_percent: 65 }
+    }
+
+    fn decide(leader: &mut Leader, view: &PoolView, now_ns: u64) -> Round {
+        leader.round(view, &at(now_ns)).expect("all members can be read")
+    }
+
+    #[test]
+    fn guests_that_fit_are_not_limited() {
+        let view = pool(512, 75, vec![member(0, 250, 240), member(1, 250, 0)]);
+        let round = decide(&mut Leader::new(&view), &view, 5);
+        assert_eq!((round.level, round.free_bytes), (Level::High, 12 * MIB as i64));
+        assert!(round.orders.iter().all(|(_, orders)| orders.grow_to_bytes == MAXIMUM_BYTES));
+        assert!(round.orders.iter().all(|(_, orders)| orders.reclaim_to_bytes.is_none()));
+    }
+
+    #[test]
+    fn idle_memory_is_taxed() {
+        let grants_mib = |tax| {
+            let view = pool(383, tax, vec![member(0, 180, 0), member(1, 180, 240)]);
+            let round = decide(&mut Leader::new(&view), &view, 5);
+            round.orders.iter().map(|(_, orders)| orders.grant_bytes.div_ceil(MIB)).collect::<Vec<_>>()
+        };
+        assert_eq!(grants_mib(0), [181, 181]);
+        // All that the active one has touched, and the rest to the idle one.
+        assert_eq!(grants_mib(75), [118, 243]);
+    }
+
+    #[test]
+    fn what_one_was_told_it_may_take_is_not_given_to_another() {
+        let mut view = pool(383, 0, vec![member(0, 20, 20), member(1, 100, 100)]);
+        view.members[1].report.wants_growth = true;
+        let id = view.members[0].id;
+        let mut leader = Leader::new(&view);
+        leader.outstanding.insert(id, vec![(5, 200 * MIB)]);
+        for now_ns in 6..9 {
+            let round = decide(&mut leader, &view, now_ns);
+            assert!(round.orders[1].1.grow_to_bytes <= 183 * MIB, "{round:?}");
+        }
+        assert_eq!(leader.outstanding[&id].iter().map(|&(time_ns, _)| time_ns).collect::<Vec<_>>(), [5, 6, 7, 8]);
+        // Once it says that it keeps to what it was told later, the other gets the difference.
+        view.members[0].report.orders_time_ns = 8;
+        decide(&mut leader, &view, 9);
+        let round = decide(&mut leader, &view, 10);
+        assert!(round.orders[1].1.grow_to_bytes > 183 * MIB, "{round:?}");
+    }
+
+    #[test]
+    fn a_new_leader_reckons_with_the_last_ones_orders() {
+        let mut view = pool(383, 0, vec![member(0, 20, 20), member(1, 100, 100)]);
+        view.members[1].report.wants_growth = true;
+        view.members[0].orders = Some(Orders { grow_to_bytes: 200 * MIB, ..rest_orders(&view.members[0].identity) });
+        view.level = Some(Level::Soft);
+        let mut leader = Leader::new(&view);
+        let round = decide(&mut leader, &view, 5);
+        assert!(round.orders[1].1.grow_to_bytes <= 183 * MIB, "{round:?}");
+        // They are over when it has one of these.
+        view.members[0].report.orders_time_ns = 5;
+        view.members[0].report.grow_to_bytes = round.orders[0].1.grow_to_bytes;
+        decide(&mut leader, &view, 6);
+        let round = decide(&mut leader, &view, 7);
+        assert!(round.orders[1].1.grow_to_bytes > 183 * MIB, "{round:?}");
+    }
+
+    #[test]
+    fn a_member_that_cannot_be_read_stops_decisions() {
+        let view = PoolView { unreadable_members: 1, ..pool(383, 0, vec![member(0, 20, 20)]) };
+        assert_eq!(Leader::new(&view).round(&view, &at(5)), None);
+    }
+
+    #[test]
+    fn a_host_that_is_short_is_short_whatever_the_budget() {
+        let view = pool(383, 0, vec![member(0, 20, 20), member(1, 100, 100)]);
+        let circumstances = Circumstances { host_available_bytes: Some(5 * MIB), ..at(5) };
+        let round = Leader::new(&view).round(&view, &circumstances).expect("a round");
+        assert_eq!((round.level, round.free_bytes), (Level::Low, 5 * MIB as i64));
     }
 }

@@ -216,8 +216,10 @@ impl Member {
             host_available_bytes: self.host_available_bytes,
             balloon_max_percent: self.config.balloon_max_percent,
         };
-        if let Some((leadership, leader)) = &mut self.leading {
-            leadership.publish(&leader.round(view, &circumstances))?;
+        if let Some((leadership, leader)) = &mut self.leading
+            && let Some(round) = leader.round(view, &circumstances)
+        {
+            leadership.publish(&round)?;
             self.handle.update(|statistics| statistics.rounds_led += 1);
         }
         Ok(())

@@ -35,6 +35,17 @@ impl Level {
     /// From the best to the worst.
     pub const ALL: [Self; 5] = [Self::High, Self::Soft, Self::Hard, Self::Low, Self::Stop];
 
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Soft => "soft",
+            Self::Hard => "hard",
+            Self::Low => "low",
+            Self::Stop => "stop",
+        }
+    }
+
     /// The level of a number, counted from the best.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
@@ -48,13 +59,7 @@ impl Level {
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::High => "high",
-            Self::Soft => "soft",
-            Self::Hard => "hard",
-            Self::Low => "low",
-            Self::Stop => "stop",
-        })
+        f.pad(self.name())
     }
 }
 

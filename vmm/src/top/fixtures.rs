@@ -24,6 +24,11 @@ pub fn member(name: &str, slot: u16) -> MemberView {
         report: Report {
             time_ns: 1_000_000_000,
             charge_bytes: mib(120),
+            own_bytes: mib(4),
+            grow_to_bytes: mib(127),
+            orders_time_ns: 900_000_000,
+            balloon_given_bytes: mib(55),
+            reported_bytes: mib(10),
             touched_bytes: mib(400),
             active_bytes: mib(80),
             active_fast_bytes: Some(mib(81)),
