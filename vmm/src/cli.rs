@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cistern::options::RunOptions;
+use cistern::pool_options::Budget;
 use clap::{Parser, Subcommand};
 
 /// A minimal KVM hypervisor with memory overcommit built in: one process, one microVM.
@@ -27,6 +28,15 @@ pub enum Command {
     /// Watch a pool live
     #[command(after_help = TOP_HELP)]
     Top(Top),
+    /// Set a VM's balloon by hand, or leave it to its pool again
+    Balloon {
+        /// Name or process id of the VM, or its control socket's path
+        #[arg(value_name = "NAME|PID|SOCKET")]
+        vm: String,
+        /// What the balloon shall hold
+        #[arg(value_name = "SIZE|auto")]
+        size: Budget,
+    },
     /// Boot a handful of embedded guests and show them working
     Demo(Demo),
     /// Guests that come with the program

@@ -1,8 +1,10 @@
 //! The `cistern` command.
 
+mod balloon;
 mod cli;
 mod demo;
 mod pool;
+mod running;
 mod stats;
 mod top;
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Command::Stats(stats) => stats::run(&stats.vm, stats.json),
         Command::Pool(pool) => top::print_pool(&pool.dir, pool.json),
         Command::Top(top) => top::run(top.dir, top.once),
+        Command::Balloon { vm, size } => balloon::run(&vm, size),
         Command::Demo(demo) => demo::run(demo.json),
         Command::Guest(command) => guest(command),
         Command::Host { json } => host(json),

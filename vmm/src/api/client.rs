@@ -4,11 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -44,7 +44,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// An answer, but not the one asked for.
-    #[error("control socket {}: GET {request}: {answer}", path.display())]
+    #[error("control socket {}: {request}: {answer}", path.display())]
     Answer {
         /// The socket.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum ClientError {
 pub struct Client {
     path: PathBuf,
     runtime: Runtime,
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     pid: Option<i32>,
 }
 
@@ -104,8 +104,21 @@ impl Client {
     /// # Errors
     /// [`ClientError`], but not [`ClientError::Connect`].
     pub fn get_text(&mut self, request: &'static str) -> Result<String, ClientError> {
+        self.exchange(Method::GET, request, Bytes::new())
+    }
+
+    /// Changes what is at a path.
+    ///
+    /// # Errors
+    /// [`ClientError`], but not [`ClientError::Connect`].
+    pub fn patch(&mut self, request: &'static str, change: &Value) -> Result<(), ClientError> {
+        self.exchange(Method::PATCH, request, Bytes::from(change.to_string())).map(drop)
+    }
+
+    fn exchange(&mut self, method: Method, request: &'static str, body: Bytes) -> Result<String, ClientError> {
         let exchange = async {
-            let message = Request::get(request).header(HOST, "localhost").body(Empty::new()).expect("a path");
+            let message = Request::builder().method(method).uri(request).header(HOST, "localhost");
+            let message = message.body(Full::new(body)).expect("a path");
             let response = self.sender.send_request(message).await?;
             let status = response.status();
             Ok((status, response.into_body().collect().await?.to_bytes()))
@@ -117,7 +130,7 @@ impl Client {
             .map_err(|cause| ClientError::Http { path: self.path.clone(), cause })?;
         let text = String::from_utf8(body.to_vec()).map_err(|_| self.unexpected(request, "not text".to_owned()))?;
         match status {
-            StatusCode::OK => Ok(text),
+            StatusCode::OK | StatusCode::NO_CONTENT => Ok(text),
             _ => Err(self.unexpected(request, format!("{status}: {text}"))),
         }
     }
