@@ -196,6 +196,8 @@ mod tests {
             for height in [2, 3, 8, 12] {
                 let screen = drawn(&state, 80, height);
                 assert!(screen.iter().any(|line| line.starts_with(&row)), "{row} of {height}: {screen:?}");
+                let chrome = screen.iter().filter(|line| line.is_empty()).count();
+                assert_eq!(chrome, usize::from(height >= ROOMY_ROWS), "all rows are used: {screen:?}");
             }
             state.act(Action::Select(Step::Down(1)));
         }
