@@ -26,4 +26,5 @@ pub mod verdict;
 pub mod vm;
 
 mod device_loop;
+mod dirty_log;
 mod thread_id;

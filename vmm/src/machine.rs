@@ -14,6 +14,7 @@ use cistern_devices::pvpanic::{PVPANIC_PORT, Pvpanic};
 use cistern_devices::request::RequestSink;
 use cistern_devices::serial::{self, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, Serial};
 use cistern_devices::virtio::mmio::{BreakReport, MmioTransport};
+use cistern_memory::activity::WriteSampler;
 use cistern_memory::pager::{Pager, PagerError, PagerFailure};
 use cistern_memory::{Balloon, GuestRam, RamError, UserfaultSupport};
 use linux_loader::loader::load_cmdline;
@@ -120,7 +121,7 @@ pub struct Machine {
     balloon: Option<Arc<dyn Balloon>>,
     ram: Arc<GuestRam>,
     // Last: vCPUs are closed before it.
-    _vm: Vm,
+    vm: Vm,
 }
 
 impl Machine {
@@ -233,7 +234,7 @@ impl Machine {
             power,
             balloon: devices.balloon,
             ram,
-            _vm: vm,
+            vm,
         })
     }
 
@@ -245,6 +246,12 @@ impl Machine {
     /// What pages guest memory.
     pub fn pager(&self) -> &Arc<Pager> {
         &self.pager
+    }
+
+    /// What watches the guest's writes, where KVM can say them in parts.
+    pub fn write_sampler(&self) -> Option<WriteSampler> {
+        let log = self.vm.dirty_log()?;
+        Some(WriteSampler::new(Arc::new(log), Arc::clone(&self.ram)))
     }
 
     /// The serial port.

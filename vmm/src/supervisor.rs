@@ -59,7 +59,7 @@ impl Machine {
         }
         let manager = match controls.member.take() {
             Some(mut member) => {
-                member.take_charge(Arc::clone(&pager), self.balloon().cloned())?;
+                member.take_charge(Arc::clone(&pager), self.balloon().cloned(), self.write_sampler())?;
                 Some(Manager::start(member)?)
             }
             None => None,

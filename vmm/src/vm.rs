@@ -8,6 +8,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_r
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::dirty_log::KvmDirtyLog;
 use crate::host::Host;
 use crate::layout;
 
@@ -29,7 +30,7 @@ impl VmError {
 /// A KVM VM. Guest RAM lives as long as it does: the kernel reads it through the memory slots.
 pub struct Vm {
     fd: Arc<VmFd>,
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
 }
 
 impl Vm {
@@ -54,7 +55,7 @@ impl Vm {
             // SAFETY: the region is mapped, and `self` keeps the mapping for as long as the VM.
             unsafe { fd.set_user_memory_region(region) }.map_err(VmError::new("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Self { fd: Arc::new(fd), _ram: ram })
+        Ok(Self { fd: Arc::new(fd), ram })
     }
 
     /// Makes virtual CPU number `id`.
@@ -83,6 +84,11 @@ impl Vm {
             self.fd.register_ioevent(kick, &address, queue as u32).map_err(VmError::new("KVM_IOEVENTFD"))?;
         }
         Ok(())
+    }
+
+    /// The dirty log, where KVM can clear it in parts.
+    pub fn dirty_log(&self) -> Option<KvmDirtyLog> {
+        KvmDirtyLog::new(Arc::clone(&self.fd), Arc::clone(&self.ram))
     }
 
     /// A level-triggered line of global interrupt `gsi`.

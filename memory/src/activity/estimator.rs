@@ -22,6 +22,9 @@ pub struct Estimate {
     pub slow_bytes: u64,
     /// What was seen in the running period so far.
     pub running_bytes: u64,
+    /// What is written in a period, where that is watched: a few granules, averaged over several periods. Too coarse to be
+    /// part of the estimate.
+    pub written_bytes: Option<u64>,
 }
 
 /// The averages over a guest's periods.
@@ -69,6 +72,7 @@ impl Estimator {
             fast_bytes,
             slow_bytes,
             running_bytes,
+            written_bytes: None,
         })
     }
 }

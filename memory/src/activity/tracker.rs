@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::pager::{Pager, PagerError, Sample};
 
 use super::estimator::{Estimate, Estimator};
+use super::writes::WriteSampler;
 
 /// How a guest is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +29,19 @@ pub struct Tracker {
     config: TrackerConfig,
     estimator: Estimator,
     running: Option<(Sample, Instant)>,
+    writes: Option<WriteSampler>,
     periods: u64,
 }
 
 impl Tracker {
     /// Nothing is sampled before the first [`Tracker::step`].
     pub fn new(config: TrackerConfig) -> Self {
-        Self { config, estimator: Estimator::default(), running: None, periods: 0 }
+        Self { config, estimator: Estimator::default(), running: None, writes: None, periods: 0 }
+    }
+
+    /// Watches what is written too, from the next period on.
+    pub fn watch_writes(&mut self, writes: WriteSampler) {
+        self.writes = Some(writes);
     }
 
     /// Ends the period if it is over and begins the next; the VM is armed. To be called a few times a period.
@@ -51,6 +58,10 @@ impl Tracker {
             None => {}
         }
         self.running = Some((pager.begin_sample(self.config.sample_pages)?, now));
+        // A log that fails says nothing, and the estimate does not rest on it.
+        if self.writes.as_mut().is_some_and(|writes| writes.next_period().is_err()) {
+            self.writes = None;
+        }
         Ok(())
     }
 
@@ -58,13 +69,15 @@ impl Tracker {
     pub fn rest(&mut self, pager: &Pager) {
         if self.running.take().is_some() {
             pager.end_sample();
+            self.writes.as_mut().into_iter().for_each(WriteSampler::rest);
         }
     }
 
     /// The estimate; `None` before the first period has ended.
     pub fn estimate(&self, pager: &Pager) -> Option<Estimate> {
-        self.estimator
-            .estimate(self.running.as_ref().map_or_else(Default::default, |(sample, _)| pager.touches(sample)))
+        let touches = self.running.as_ref().map_or_else(Default::default, |(sample, _)| pager.touches(sample));
+        let estimate = self.estimator.estimate(touches)?;
+        Some(Estimate { written_bytes: self.writes.as_ref().and_then(WriteSampler::written_bytes), ..estimate })
     }
 
     /// Periods that have ended.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::activity::Tracker;
+use crate::activity::{Tracker, WriteSampler};
 use crate::balloon::Balloon;
 use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
 use crate::pager::{Limits, Pager, PagerUsage};
@@ -121,11 +121,20 @@ impl Member {
         }
     }
 
-    /// The guest is loaded, and about to run: from here on its pages are this member's business.
+    /// The guest is loaded, and about to run: from here on its pages are this member's business. What it writes is watched
+    /// only where the user asks for samples at all times.
     ///
     /// # Errors
     /// [`ManagerError::Pager`] when the pool wants the VM armed and it cannot be.
-    pub fn take_charge(&mut self, pager: Arc<Pager>, balloon: Option<Arc<dyn Balloon>>) -> Result<(), ManagerError> {
+    pub fn take_charge(
+        &mut self,
+        pager: Arc<Pager>,
+        balloon: Option<Arc<dyn Balloon>>,
+        writes: Option<WriteSampler>,
+    ) -> Result<(), ManagerError> {
+        if let Some(writes) = writes.filter(|_| self.config.track) {
+            self.tracker.watch_writes(writes);
+        }
         self.own_bytes = own::own_bytes(&pager).map_err(ManagerError::Proc)?;
         self.guest = Some(Guest { pager, balloon });
         self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), ..self.unlimited() })
