@@ -14,6 +14,7 @@ use crate::ram::PAGE_SIZE;
 use super::balloon::{BalloonView, BalloonWatch};
 use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
+use super::proactive::Proactive;
 use super::{ManagerConfig, ManagerError, ReclaimMode, budget, own};
 
 /// How often a member of a pool at rest looks round.
@@ -53,6 +54,7 @@ pub struct Member {
     wants_more: bool,
     /// The most the balloon may be asked to hold.
     balloon_most_bytes: u64,
+    proactive: Proactive,
     handle: Arc<ManagerHandle>,
     /// The last look, and what had been done by then.
     counted: Option<(Instant, Totals)>,
@@ -80,6 +82,7 @@ impl Member {
             looked: None,
             wants_more: false,
             balloon_most_bytes: 0,
+            proactive: Proactive::default(),
             handle: Arc::default(),
             counted: None,
         })
@@ -160,7 +163,7 @@ impl Member {
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
         self.follow(&standing, &report)?;
         if let Some(Guest { pager, .. }) = &self.guest {
-            if self.config.track || !is_at_rest {
+            if self.config.track || self.config.reclaim == ReclaimMode::Proactive || !is_at_rest {
                 self.tracker.step(pager, now)?;
             } else {
                 self.tracker.rest(pager);
@@ -249,9 +252,10 @@ impl Member {
             });
         }
         self.in_force = (standing.time_ns, orders.grow_to_bytes);
+        let goal_bytes = self.proactive_goal(report);
         self.keep_to(Limits {
             grow_to_bytes: Some(orders.grow_to_bytes),
-            reclaim_to_bytes: orders.reclaim_to_bytes,
+            reclaim_to_bytes: orders.reclaim_to_bytes.into_iter().chain(goal_bytes).min(),
             is_firm: true,
         })?;
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
@@ -259,6 +263,14 @@ impl Member {
             balloon.set_target_bytes(self.handle.manual_balloon_bytes().unwrap_or(wanted_bytes));
         }
         Ok(())
+    }
+
+    /// What to give pages down to although nobody needs them now.
+    fn proactive_goal(&mut self, report: &Report) -> Option<u64> {
+        let Guest { pager, .. } = self.guest.as_ref()?;
+        let estimate = self.tracker.estimate(pager).filter(|_| self.config.reclaim == ReclaimMode::Proactive)?;
+        let working_set_bytes = estimate.active_bytes + report.own_bytes;
+        self.proactive.goal_bytes(Instant::now(), &pager.usage(), report.charge_bytes, working_set_bytes)
     }
 
     /// Limits of this member alone.

@@ -10,6 +10,7 @@ mod handle;
 mod leader;
 mod member;
 mod own;
+mod proactive;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

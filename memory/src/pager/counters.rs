@@ -60,6 +60,7 @@ pub(super) struct Counters {
     pub joined: Counter,
     pub waited: Counter,
     stall_ns: Counter,
+    refault_stall_ns: Counter,
     pub aside: Counter,
     pub unmerged: Counter,
     pub zero: Counter,
@@ -96,6 +97,7 @@ impl Counters {
             joined: Counter::default(),
             waited: Counter::default(),
             stall_ns: Counter::default(),
+            refault_stall_ns: Counter::default(),
             aside: Counter::default(),
             unmerged: Counter::default(),
             zero: Counter::default(),
@@ -124,6 +126,9 @@ impl Counters {
         if let Some(latency) = latency {
             let nanoseconds = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
             self.stall_ns.add(nanoseconds);
+            if !matches!(source, Source::FirstTouch | Source::Aside) {
+                self.refault_stall_ns.add(nanoseconds);
+            }
             counters.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(nanoseconds);
         }
     }
@@ -136,6 +141,11 @@ impl Counters {
     /// Time to the answer, over all faults.
     pub fn stall_ns(&self) -> u64 {
         self.stall_ns.get()
+    }
+
+    /// Time to the answer, over faults on pages that were stored.
+    pub fn refault_stall_ns(&self) -> u64 {
+        self.refault_stall_ns.get()
     }
 
     /// Pages came along with one that was asked for.

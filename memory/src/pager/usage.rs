@@ -32,6 +32,8 @@ pub struct PagerUsage {
     pub refaulted_pages: u64,
     /// Time from reading a fault to its answer, over all faults.
     pub stall_ns: u64,
+    /// Of that, over faults on pages that were stored.
+    pub refault_stall_ns: u64,
     /// Pages that found a home outside guest RAM, in total.
     pub evicted_pages: u64,
     /// Pages written to the swap file, in total.
@@ -63,6 +65,7 @@ impl Paged {
                 .map(|source| counters.pages(source))
                 .sum(),
             stall_ns: counters.stall_ns(),
+            refault_stall_ns: counters.refault_stall_ns(),
             evicted_pages: [&counters.zero, &counters.duplicate, &counters.compressed, &counters.swapped]
                 .into_iter()
                 .map(|counter| counter.get())
