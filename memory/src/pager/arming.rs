@@ -20,6 +20,7 @@ use super::descriptor::{Descriptor, FaultPort};
 use super::frames::{Frames, bytes};
 use super::page_set::PageSet;
 use super::paged::{Kernel, Paged};
+use super::recency::Recency;
 use super::sampling::Touched;
 
 impl Kernel {
@@ -46,7 +47,14 @@ impl Kernel {
             port.register(frames.side()).map_err(|cause| UserfaultError::Register { cause })?;
         }
         let pages = ram.regions().last().map_or(0, |region| region.gfns().end);
-        Ok(Self { frames, port, method, marks: PageSet::new(pages), touched: Touched::new(pages) })
+        Ok(Self {
+            frames,
+            port,
+            method,
+            marks: PageSet::new(pages),
+            touched: Touched::new(pages),
+            recency: Recency::new(pages),
+        })
     }
 }
 

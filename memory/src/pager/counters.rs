@@ -70,6 +70,7 @@ pub(super) struct Counters {
     pub written_back: Counter,
     pub incompressible: Counter,
     pub overtaken: Counter,
+    pub soon: Counter,
     pub freed: Counter,
     pub busy: Counter,
     pub eviction_failed: Counter,
@@ -107,6 +108,7 @@ impl Counters {
             written_back: Counter::default(),
             incompressible: Counter::default(),
             overtaken: Counter::default(),
+            soon: Counter::default(),
             freed: Counter::default(),
             busy: Counter::default(),
             eviction_failed: Counter::default(),
@@ -164,6 +166,7 @@ impl Counters {
             swapped: source(Source::Swapped),
             joined: self.joined.get(),
             waited: self.waited.get(),
+            soon: self.soon.get(),
             stall_ns: self.stall_ns.get(),
         }
     }

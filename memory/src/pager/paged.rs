@@ -19,6 +19,7 @@ use super::homes::{Homes, Workbench};
 use super::page_set::PageSet;
 use super::plan::View;
 use super::reads::Queue;
+use super::recency::Recency;
 use super::sampling::Touched;
 use super::signal::{Kick, Wake};
 use super::waits::Waits;
@@ -35,6 +36,7 @@ pub(super) struct Kernel {
     /// Pages in guest RAM that have no better home; those are write-protected where pages can be moved.
     pub marks: PageSet,
     pub touched: Touched,
+    pub recency: Recency,
 }
 
 /// See the top of this file.
@@ -146,6 +148,11 @@ impl Paged {
     /// What a page that arrives now is stamped with: it orders pages by how many have come since.
     pub fn stamp(&self) -> u32 {
         (self.arrivals.load(Ordering::Relaxed) / ARRIVALS_PER_STAMP) as u32
+    }
+
+    /// Pages that have arrived, in total.
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals.load(Ordering::Relaxed)
     }
 
     /// Whether fewer than `pages` pages have come since the stamp was given.
@@ -275,7 +282,11 @@ impl Paged {
     pub fn finish_in(&self, claim: Claim<Refaulting>) {
         self.arrivals.fetch_add(1, Ordering::Relaxed);
         let gfn = claim.gfn();
-        self.kernel().touched.note(gfn);
+        let Kernel { touched, recency, .. } = self.kernel();
+        touched.note(gfn);
+        if matches!(claim.kind().from, Place::Stored(_)) && recency.take(gfn) {
+            self.counters.soon.add(1);
+        }
         let after = self.table.finish_refault(claim, self.stamp()).expect("the claim is of this table");
         self.after_in(gfn, after);
     }

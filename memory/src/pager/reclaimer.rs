@@ -10,6 +10,7 @@ use super::budget::Budget;
 use super::config::EvictionMethod;
 use super::hands::{Hands, STEP_PAGES};
 use super::homes::Workbench;
+use super::pace::Pace;
 use super::paged::{Kernel, Paged};
 use super::signal::Seen;
 use super::store::{StoreOutcome, Storer, WRITE_PAGES};
@@ -43,6 +44,7 @@ pub(super) struct Progress {
     fruitful_round: u64,
     swap_failed: Option<Instant>,
     housekept: Instant,
+    pace: Pace,
     marks_forgotten: Instant,
     /// Marked pages were tried again since one was last stored.
     marks_tried: bool,
@@ -55,6 +57,7 @@ impl Progress {
             fruitful_round: 0,
             swap_failed: None,
             housekept: Instant::now(),
+            pace: Pace::default(),
             marks_forgotten: Instant::now(),
             marks_tried: false,
         }
@@ -106,7 +109,7 @@ impl Reclaimer {
         let round = self.rounds();
         let fruitless = round.saturating_sub(self.lock().fruitful_round);
         // Pages that came during the last half of a round are passed over, unless there are no others.
-        let least_age_pages = if fruitless <= 1 { view.resident_pages / 2 } else { 0 };
+        let least_age_pages = if fruitless <= 1 { self.lock().pace.least_age_pages(view.resident_pages) } else { 0 };
         let wanted = plan.aside_pages.min(PAGES_PER_STEP);
         let (mut moved, mut looks) = (0, 0);
         // Once round at most: what is left there is looked at with other eyes then.
@@ -194,6 +197,8 @@ impl Reclaimer {
             if progress.housekept.elapsed() < HOUSEKEEPING {
                 return false;
             }
+            let passed = progress.housekept.elapsed();
+            progress.pace.second(&self.paged, passed);
             progress.housekept = Instant::now();
         }
         self.paged.homes.compressed.tidy(TIDY_SLABS * 16);

@@ -84,6 +84,8 @@ pub struct RefaultStatistics {
     pub joined: u64,
     /// Faults that waited because the limit was reached.
     pub waited: u64,
+    /// Pages that came back within 10 to 20 s of being stored.
+    pub soon: u64,
     /// Time from reading a fault to its answer, summed over all faults.
     pub stall_ns: u64,
 }

@@ -113,6 +113,7 @@ impl Storer {
                 Stored::Swapped(_) => &paged.counters.swapped,
             };
             counter.add(1);
+            paged.kernel().recency.note_stored(claim.gfn());
             self.outcome.stored += 1;
             let after = paged.table.finish_store(claim, stored).expect("the claim is of this table");
             paged.after_out(after, bench);
