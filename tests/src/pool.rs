@@ -1,6 +1,7 @@
 //! A pool of probes, looked at from outside: what its members cost is read from the kernel, what they are granted and why
 //! from the ledger.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use crate::process::{Finished, LIMIT};
 use crate::watch::pss_bytes;
 
 /// How often a pool is looked at.
-const INTERVAL: Duration = Duration::from_millis(200);
+pub const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A state lasts if so many looks in a row find it.
 const STEADY_LOOKS: usize = 5;
@@ -31,8 +32,8 @@ pub struct TestPool {
 /// A member at a moment.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// What it costs, by the kernel.
-    pub pss_bytes: u64,
+    /// What it costs, by the kernel: its proportional set size, the files it maps apart, and its page tables.
+    pub cost_bytes: u64,
     /// What the ledger has of it.
     pub ledger: MemberView,
     /// What the allocator grants it by what the ledger has of all.
@@ -81,19 +82,19 @@ impl TestPool {
             let slot = view.members.iter().position(|member| member.identity.name == format!("vm{index}"))?;
             let ledger = view.members[slot].clone();
             ledger.grant_bytes?;
-            Some(Look { pss_bytes: pss_bytes(vm.running.pid())?, ledger, due_bytes: due[slot] })
+            Some(Look { cost_bytes: cost_bytes(vm.running.pid())?, ledger, due_bytes: due[slot] })
         };
         self.vms.iter().enumerate().map(look).collect()
     }
 
     /// Waits until several looks in a row are as wanted, and returns the last.
     #[track_caller]
-    pub fn wait_until_steady(&mut self, what: &str, wanted: impl Fn(&[Look]) -> bool) -> Vec<Look> {
+    pub fn wait_until_steady(&mut self, what: &str, mut wanted: impl FnMut(&[Look]) -> bool) -> Vec<Look> {
         let deadline = Instant::now() + LIMIT;
         let mut found = 0;
         loop {
             let looks = self.looks();
-            found = if looks.as_deref().is_some_and(&wanted) { found + 1 } else { 0 };
+            found = if looks.as_deref().is_some_and(&mut wanted) { found + 1 } else { 0 };
             if let Some(looks) = looks.filter(|_| found == STEADY_LOOKS) {
                 return looks;
             }
@@ -113,6 +114,13 @@ impl TestPool {
     pub fn stop(self) -> Vec<Finished> {
         self.vms.into_iter().map(PagedVm::stop).collect()
     }
+}
+
+/// What a process costs; `None` when it is gone.
+fn cost_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:"))?.trim().strip_suffix(" kB")?;
+    Some(pss_bytes(pid)? + tables.parse::<u64>().ok()? * 1024)
 }
 
 /// What the allocator grants each member by what they say of themselves.
@@ -137,11 +145,11 @@ pub fn is_within(percent: u64, bytes: u64, of_bytes: u64) -> bool {
 pub fn in_mib(looks: &[Look]) -> String {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let of = |look: &Look| {
-        let Look { pss_bytes, ledger, due_bytes } = look;
+        let Look { cost_bytes, ledger, due_bytes } = look;
         format!(
             "{}: costs {:.1}, granted {:.1}, due {:.1}, active {:.1}, own {:.1}",
             ledger.identity.name,
-            mib(*pss_bytes),
+            mib(*cost_bytes),
             mib(look.grant_bytes()),
             mib(*due_bytes),
             mib(ledger.report.active_bytes),
