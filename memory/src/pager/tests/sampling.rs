@@ -37,6 +37,22 @@ fn a_sample_tells_how_much_a_guest_touches() {
 }
 
 #[test]
+fn samples_that_nobody_touched_leave_first() {
+    for method in methods() {
+        let guest = Guest::new(&[0..16 * MIB], in_memory(method));
+        guest.pager.arm().unwrap();
+        guest.soon(|| (0..2048).for_each(|gfn| guest.write(gfn, &samples::page(Kind::Text, gfn as u32))));
+        guest.at_rest();
+        // More than is wanted aside: no other page needs to be moved there.
+        guest.pager.begin_sample(1024).unwrap();
+        let limit_bytes = guest.pager.usage().charge_bytes - MIB;
+        guest.pager.set_limits(Limits { reclaim_to_bytes: Some(limit_bytes), ..Limits::default() }).unwrap();
+        let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= limit_bytes);
+        assert_eq!(statistics.evictions.aside, 1024, "{statistics:?}");
+    }
+}
+
+#[test]
 fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
     let guest = Guest::new(&[0..16 * MIB], PagerConfig::default());
     // Nothing is wanted of it: it waits, and nothing leaves.
