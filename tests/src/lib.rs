@@ -8,6 +8,7 @@ pub mod initramfs;
 pub mod lab;
 pub mod namespace;
 pub mod paged;
+pub mod pool;
 pub mod process;
 pub mod qemu;
 pub mod smaps;

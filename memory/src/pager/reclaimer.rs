@@ -1,5 +1,6 @@
 //! The threads that keep a VM within its limit: they look, let `plan` decide, and move pages.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -125,7 +126,7 @@ impl Reclaimer {
         let wanted = plan.store_pages.min(spare_pages).min(PAGES_PER_STEP);
         let (mut outcome, mut looks) = (StoreOutcome::default(), 0);
         while outcome.stored < wanted && looks < LOOKS_PER_STEP {
-            let Some(gfns) = self.lock().hands.next_to_store() else { break };
+            let Some(gfns) = self.next_to_store(round) else { break };
             self.storer.store(&self.paged, gfns, &mut self.bench);
             outcome = self.storer.gathered();
             looks += 1;
@@ -142,6 +143,20 @@ impl Reclaimer {
             return false;
         }
         true
+    }
+
+    /// Where to store next. Samples are aside wherever the first hand is: where they are all that is wanted it goes on over
+    /// them and moves nothing, once round at most.
+    fn next_to_store(&self, round: u64) -> Option<Range<u64>> {
+        let hands = &mut self.lock().hands;
+        if let Some(gfns) = hands.next_to_store() {
+            return Some(gfns);
+        }
+        if hands.rounds() != round {
+            return None;
+        }
+        hands.next_to_evict();
+        hands.next_to_store()
     }
 
     /// Notes what came of a step; true when nothing more can be evicted.

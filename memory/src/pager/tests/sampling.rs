@@ -19,8 +19,8 @@ fn a_sample_tells_how_much_a_guest_touches() {
         // A third of what there is, twice, and 64 new pages (which come in clusters).
         let read = |gfns: Range<u64>| gfns.for_each(|gfn| assert_eq!(guest.read(gfn)[0] & !7, 0));
         guest.soon(|| (read(4096..5120), read(4096..5120), read(5120..5184)));
-        let touches = guest.pager.touches(&sample);
         guest.at_rest();
+        let touches = guest.pager.touches(&sample);
         assert!((60..140).contains(&touches.sampled_touched_pages), "{touches:?}");
         assert_eq!(touches.arrived_pages, 64, "{touches:?}");
 
@@ -29,10 +29,27 @@ fn a_sample_tells_how_much_a_guest_touches() {
         let aside_pages = 300 - touches.sampled_touched_pages;
         assert_eq!(guest.pager.touches(&sample).resident_pages, 3072 + 64 - aside_pages);
         guest.soon(|| read(0..2048));
+        guest.at_rest();
         assert_eq!(guest.pager.touches(&sample).arrived_pages, aside_pages);
         guest.pager.end_sample();
         guest.soon(|| read(5184..5200));
         assert_eq!(guest.pager.touches(&sample).arrived_pages, aside_pages, "nobody watches");
+    }
+}
+
+#[test]
+fn samples_that_nobody_touched_leave_first() {
+    for method in methods() {
+        let guest = Guest::new(&[0..16 * MIB], in_memory(method));
+        guest.pager.arm().unwrap();
+        guest.soon(|| (0..2048).for_each(|gfn| guest.write(gfn, &samples::page(Kind::Text, gfn as u32))));
+        guest.at_rest();
+        // More than is wanted aside: no other page needs to be moved there.
+        guest.pager.begin_sample(1024).unwrap();
+        let limit_bytes = guest.pager.usage().charge_bytes - MIB;
+        guest.pager.set_limits(Limits { reclaim_to_bytes: Some(limit_bytes), ..Limits::default() }).unwrap();
+        let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= limit_bytes);
+        assert_eq!(statistics.evictions.aside, 1024, "{statistics:?}");
     }
 }
 
