@@ -20,6 +20,9 @@ use crate::watch::{Still, pss_bytes};
 /// How often is looked at all members together.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long is waited for what takes a pool a second or two.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The processes of a pool that take memory now. Whoever reaps one takes it out first: its number may be another's then.
 type Processes = Arc<Mutex<Vec<u32>>>;
 
@@ -74,6 +77,23 @@ impl Storm {
     /// What its members may take together.
     pub fn budget_bytes(&self) -> u64 {
         self.budget_bytes
+    }
+
+    /// The member with this process.
+    #[track_caller]
+    pub fn member(&self, pid: u32) -> &Probe {
+        self.members.iter().find(|member| member.running.pid() == pid).expect("it is a member")
+    }
+
+    /// Waits until `wanted`; all members live.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, wanted: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !wanted(self) {
+            self.expect_alive();
+            assert!(Instant::now() < deadline, "no {what} in time: {:?}", self.view());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The pool by its own account.
@@ -135,6 +155,38 @@ impl Storm {
     #[track_caller]
     pub fn at_level(&self, level: Level, name: &str) -> u64 {
         self.members.iter().map(|member| member.at_level(level, name)).sum()
+    }
+
+    /// What has become of it, short enough to be read.
+    #[track_caller]
+    pub fn summary(&self) -> String {
+        let of_member = |member: &Probe| {
+            let pool = member.memory()["pool"].take();
+            let number = |name: &str| pool[name].as_u64().unwrap_or(0) >> 10;
+            let levels = pool["levels"].as_array().into_iter().flatten().map(|level| {
+                let number = |name: &str| level[name].as_u64().unwrap_or(0);
+                format!(
+                    "{} times {} ms: {} evicted, {} written, {} KiB by balloon, {} waits",
+                    number("entered"),
+                    number("time_ns") / 1_000_000,
+                    number("evicted_pages"),
+                    number("written_pages"),
+                    number("balloon_given_bytes") >> 10,
+                    number("waits_seen")
+                )
+            });
+            format!(
+                "{}: {} of {} KiB granted, may grow to {}, reclaim to {}, {}\n  {}\n",
+                member.name,
+                number("charge_bytes"),
+                number("grant_bytes"),
+                number("grow_to_bytes"),
+                pool["reclaim_to_bytes"],
+                pool["balloon"],
+                levels.collect::<Vec<_>>().join("\n  ")
+            )
+        };
+        self.members.iter().map(of_member).collect()
     }
 
     /// Looks at what all members take, all the while.
