@@ -42,7 +42,8 @@ pub struct Probe {
     pub name: String,
     /// The process.
     pub running: Running,
-    socket: PathBuf,
+    /// Its control socket.
+    pub socket: PathBuf,
 }
 
 impl Storm {

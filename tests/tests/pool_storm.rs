@@ -1,11 +1,15 @@
 //! Pools in which memory is short: the budget holds and no page is lost, whoever dies or stops.
 
-use std::time::Instant;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use cistern_memory::ledger::{Level, PoolView};
-use cistern_tests::course::Recorder;
+use cistern_memory::ledger::{Ledger, Level, PoolView};
+use cistern_tests::control::ask;
+use cistern_tests::course::{Course, Recorder};
 use cistern_tests::cycles::HOMES;
-use cistern_tests::paged::{MIB, counter};
+use cistern_tests::paged::{MIB, PagedVm, counter};
+use cistern_tests::process::Running;
 use cistern_tests::storm::Storm;
 
 /// A guest that rewrites its memory at random for as long as it is let, and looks at all of it now and then.
@@ -198,4 +202,117 @@ fn while_the_leader_is_stopped_nobody_grows() {
     }
     assert!(storm.taken_bytes() <= storm.budget_bytes() / 100 * 101);
     storm.stop();
+}
+/// Asks a member for its counters at every look at which it waits at an untouched page with more than its grant, the pool
+/// being at the low level or below. Returns how often it has answered.
+fn answers_while_waiting(pool: &Path, name: &str, socket: &Path, is_over: &AtomicBool) -> u64 {
+    let mut answers = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let view = Ledger::read(pool).expect("the pool can be read");
+        let member = view.members.iter().find(|member| member.identity.name == name).expect("it is a member");
+        let has_excess = member.grant_bytes.is_some_and(|grant_bytes| member.report.charge_bytes > grant_bytes);
+        if member.report.wants_growth && has_excess && view.level >= Some(Level::Low) {
+            answers += u64::from(ask(socket, "GET", "/memory", "").status == 200);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    answers
+}
+
+#[test]
+fn a_ramp_faster_than_reclaim_stops_growth_and_nothing_else() {
+    let mut storm = Storm::new(160);
+    let slow = ["--reclaim-cpu", "4", "--sample-period", "1s"];
+    // It holds much, uses little, and grows all the while.
+    storm.start(160, "fill:104M,text=100;idle:3;repeat:60,(fill:256K,text=100;idle:0.1);free:4K;idle:1000000", &slow);
+    storm.members[0].running.wait_for_phase("fill");
+    storm.start(32, "fill:8M;repeat:1000000,(walk:8M,secs=0.2)", &slow);
+    storm.members[1].running.wait_for_phase("walk");
+    let undisturbed = storm.members[1].running.wait_for_phase("walk");
+    let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
+    storm.start(96, "idle:3;fill:64M,text=100,seed=2;verify;idle:1000000", &slow);
+    let (pool, socket, is_over) = (storm.pool(), storm.members[0].socket.clone(), AtomicBool::new(false));
+    let answers = std::thread::scope(|scope| {
+        let answers = scope.spawn(|| answers_while_waiting(&pool, "vm0", &socket, &is_over));
+        // Growth goes on later: both get to their ends.
+        let verify = storm.members[2].running.wait_for_phase("verify");
+        storm.members[0].running.wait_for_phase("free");
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(verify["bad"], 0, "{verify}");
+        answers.join().expect("it is well")
+    });
+    let disturbed = storm.members[1].running.wait_for_phase("walk");
+    let course = recorder.finish();
+    println!("{}", course.draw("A ramp faster than reclaim", "pool-ramp-low.svg").display());
+    println!("{answers} answers while it waited, {}", storm.summary());
+    println!("touches a second: {} before, {} last", undisturbed["touches_per_s"], disturbed["touches_per_s"]);
+    let low = [Level::Low, Level::Stop];
+    assert!(at_levels(&storm, &low, "entered") > 0, "{}", storm.summary());
+    assert!(low.iter().any(|&level| storm.members[0].at_level(level, "waits_seen") > 0), "{}", storm.summary());
+    assert!(answers > 0, "{}", storm.summary());
+    watch.finish().expect_within(storm.budget_bytes());
+    storm.stop();
+}
+
+/// Half as much again as four guests may have together, all of it in use.
+fn thrashing(seconds: u32, seed: usize) -> String {
+    format!("fill:45M,text=50,random=50,seed={seed};walk:45M,secs={seconds},write=50;verify;idle:1000000")
+}
+
+/// What the guests' walk has come to.
+fn touches_per_second(running: &mut Running) -> u64 {
+    let walk = running.wait_for_phase("walk");
+    let verify = running.wait_for_phase("verify");
+    assert!(walk["bad"] == 0 && verify["bad"] == 0, "{walk} {verify}");
+    walk["touches_per_s"].as_u64().expect("a number")
+}
+
+#[test]
+fn working_sets_of_half_as_much_again_as_the_budget_are_shared_steadily() {
+    const PERIOD_SECONDS: f64 = 2.0;
+    const WALK_SECONDS: u32 = 16;
+    let mut storm = Storm::new(120);
+    for seed in 0..4 {
+        storm.start(64, &thrashing(WALK_SECONDS, seed), &["--sample-period", "2s"]);
+    }
+    for member in &mut storm.members {
+        member.running.wait_for_phase("fill");
+    }
+    let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
+    // Not what comes after the walks, when nothing is in use.
+    std::thread::sleep(Duration::from_secs(u64::from(WALK_SECONDS) - 1));
+    let course = recorder.finish();
+    let pooled: u64 = storm.members.iter_mut().map(|member| touches_per_second(&mut member.running)).sum();
+    println!("{}\n{}", course.draw("Thrashing", "pool-thrash.svg").display(), storm.summary());
+    watch.finish().expect_within(storm.budget_bytes());
+    let budget_bytes = storm.budget_bytes();
+    storm.stop();
+    let moves = grant_moves(&course, 3.0 * PERIOD_SECONDS, PERIOD_SECONDS);
+    let most = moves.iter().copied().max().expect("some periods were seen");
+    println!(
+        "grants moved by at most {most} bytes a period, {:.2} % of the budget",
+        most as f64 * 100.0 / budget_bytes as f64
+    );
+    assert!(most <= budget_bytes / 50, "{moves:?}");
+
+    // The same where each has its quarter, less what its process takes.
+    let arguments = ["--memory", "64M", "--cpus", "1", "--resident", "26M", "--swap", "SWAP"];
+    let mut alone: Vec<PagedVm> =
+        (0..4).map(|seed| PagedVm::start(&thrashing(WALK_SECONDS / 2, seed), &arguments)).collect();
+    let split: u64 = alone.iter_mut().map(|vm| touches_per_second(&mut vm.running)).sum();
+    alone.into_iter().for_each(|vm| drop(vm.stop()));
+    println!("touches a second: {pooled} in the pool, {split} with a static split");
+}
+
+/// By how much any member's grant differs from what it was a period before, at each moment from `from` on.
+fn grant_moves(course: &Course, from: f64, period: f64) -> Vec<u64> {
+    let grants =
+        |view: &PoolView| -> Vec<u64> { view.members.iter().filter_map(|member| member.grant_bytes).collect() };
+    let later = course.moments.iter().filter(|(seconds, _)| *seconds >= from + period);
+    later
+        .filter_map(|(seconds, view)| {
+            let (_, before) = course.moments.iter().rev().find(|(earlier, _)| *earlier <= seconds - period)?;
+            grants(view).iter().zip(grants(before)).map(|(now, before)| now.abs_diff(before)).max()
+        })
+        .collect()
 }
