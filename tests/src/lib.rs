@@ -1,6 +1,8 @@
 //! What the integration tests and benches of Cistern share.
 
+pub mod chart;
 pub mod control;
+pub mod course;
 pub mod cycles;
 pub mod debian;
 pub mod guests;
@@ -12,6 +14,7 @@ pub mod pool;
 pub mod process;
 pub mod qemu;
 pub mod smaps;
+pub mod storm;
 pub mod terminal;
 pub mod tiny;
 pub mod watch;

@@ -153,6 +153,11 @@ impl Running {
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
+    /// Takes note of what was said so far: what is waited for comes later.
+    pub fn catch_up(&mut self) {
+        self.seen.extend(self.lines.try_iter());
+    }
+
     /// Waits for a line of output that satisfies `wanted`.
     pub fn wait_for(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + LIMIT;

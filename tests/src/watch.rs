@@ -54,7 +54,7 @@ impl Watch {
 fn watch(pid: u32, folder: PathBuf, stop: &AtomicBool) -> Peak {
     let mut peak = Peak::default();
     while !stop.load(Ordering::Relaxed) {
-        let still = Still::new(pid);
+        let still = Still::all([pid]);
         if let Some(pss_bytes) = pss_bytes(pid) {
             peak.pss_bytes = peak.pss_bytes.max(pss_bytes);
             peak.looks += 1;
@@ -72,27 +72,32 @@ fn watch(pid: u32, folder: PathBuf, stop: &AtomicBool) -> Peak {
     peak
 }
 
-/// A process that is made to pause. The kernel counts one mapping after the other: pages that move between two of them in
+/// Processes that are made to pause. The kernel counts one mapping after the other: pages that move between two of them in
 /// the meantime would be counted twice, and many do on a machine that has other things to do than to count.
-struct Still(libc::pid_t);
+pub struct Still(Vec<libc::pid_t>);
 
 impl Still {
-    fn new(pid: u32) -> Self {
-        let still = Self(pid as libc::pid_t);
+    /// Of children that are not waited for meanwhile.
+    pub fn all(processes: impl IntoIterator<Item = u32>) -> Self {
+        let still = Self(processes.into_iter().map(|pid| pid as libc::pid_t).collect());
         still.signal(libc::SIGSTOP);
         // One that sleeps goes on sleeping: in a fault that nobody answers now it cannot be stopped, nor does it do anything.
-        while fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
-        }) {
-            thread::yield_now();
+        for pid in &still.0 {
+            while fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
+                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+            }) {
+                thread::yield_now();
+            }
         }
         still
     }
 
     fn signal(&self, signal: i32) {
-        // SAFETY: kill takes two numbers; the process is a child that is not waited for while it is watched.
-        unsafe { libc::kill(self.0, signal) };
+        for &pid in &self.0 {
+            // SAFETY: kill takes two numbers; the process is a child that is not waited for while it is watched.
+            unsafe { libc::kill(pid, signal) };
+        }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Member {
     watch: BalloonWatch,
     /// The orders in force: their round's time, and how far the VM may grow.
     in_force: (u64, u64),
+    /// What it keeps to while its orders are too old.
+    kept_bytes: Option<u64>,
     own_bytes: u64,
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
@@ -77,6 +79,7 @@ impl Member {
             leading: None,
             watch: BalloonWatch::default(),
             in_force: (0, grow_to_bytes),
+            kept_bytes: None,
             own_bytes: 0,
             host_available_bytes: None,
             looked: None,
@@ -241,9 +244,10 @@ impl Member {
     fn follow(&mut self, standing: &StandingOrders, report: &Report) -> Result<(), ManagerError> {
         let orders = standing.orders;
         if standing.is_stale(now_ns(), ORDERS_PERIOD) {
-            // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself.
+            // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself. What
+            // it had at first counts: it has less while it changes pages, and would lose them all if that counted again.
             self.handle.update(|statistics| statistics.stale_orders += 1);
-            let kept_bytes = report.charge_bytes.min(self.in_force.1);
+            let kept_bytes = *self.kept_bytes.get_or_insert(report.charge_bytes.min(self.in_force.1));
             self.in_force.1 = kept_bytes;
             return self.keep_to(Limits {
                 grow_to_bytes: Some(kept_bytes),
@@ -251,6 +255,7 @@ impl Member {
                 is_firm: true,
             });
         }
+        self.kept_bytes = None;
         self.in_force = (standing.time_ns, orders.grow_to_bytes);
         let goal_bytes = self.proactive_goal(report);
         self.keep_to(Limits {
