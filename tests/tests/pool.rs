@@ -228,15 +228,13 @@ fn nothing_is_done_where_all_fit() {
 
 #[test]
 fn the_balloon_gives_what_a_guest_has_free() {
-    // Untouched and unreported, 160 of the 200 MiB of the first still cost the host. The other grows into them, more slowly
+    // Freed but not reported, 160 of the 200 MiB of the first still cost the host. The other grows into them, more slowly
     // than a balloon does: the line after soft is 6 MiB further, 3 s away.
     let mut pool = TestPool::new(&["--memory", "256M", "--cpus", "1", "--budget", "320M", "--swap", "SWAP"]);
     pool.start("fill:200M,random=100;free:160M,silent;repeat:100000,(walk:40M;idle:0.2)", &[]);
     pool.vms[0].running.wait_for_phase("free");
-    pool.start("fill:80M,random=100,seed=2;repeat:40,(fill:1M,random=100;idle:0.5);verify;repeat:100000,(idle:1)", &[]);
+    pool.start("fill:80M,random=100,seed=2;repeat:30,(fill:1M,random=100;idle:0.5);verify;repeat:100000,(idle:1)", &[]);
     pool.vms[1].wait_for_verifies(1);
-    let most_bytes = pool.looks().expect("both are there").iter().map(|look| look.cost_bytes).sum::<u64>();
-    println!("together {} MiB", most_bytes / MIB);
     let mut given_bytes = 0;
     for index in 0..2 {
         let memory = without_histograms(pool.vms[index].memory());
@@ -248,7 +246,7 @@ fn the_balloon_gives_what_a_guest_has_free() {
         assert!(levels[2..].iter().all(|level| counter(level, "entered") == 0), "{memory}");
     }
     println!("{} MiB came from the balloon", given_bytes / MIB);
-    assert!(given_bytes > 16 * MIB, "{given_bytes}");
+    assert!(given_bytes > 10 * MIB, "{given_bytes}");
     pool.stop();
 }
 
@@ -269,9 +267,9 @@ fn a_guest_without_a_balloon_gives_all_the_same() {
     pool.start("fill:112M,random=50,text=50;repeat:100000,(idle:20;verify)", &["--balloon", "off"]);
     pool.start("idle:1;fill:96M,random=100;repeat:100000,(walk:96M,dist=sequential;verify)", &["--balloon", "off"]);
     let looks = pool.wait_until_steady("memory for the second", |looks| {
-        are_settled(looks) && looks[1].cost_bytes > looks[0].cost_bytes
+        are_settled(looks) && looks[1].cost_bytes * 2 > looks[0].cost_bytes * 3
     });
-    println!("without balloons: {} {:?}", in_mib(&looks), std::time::SystemTime::now());
+    println!("without balloons: {}", in_mib(&looks));
     let memory = without_histograms(pool.vms[0].memory());
     assert!(memory["pool"]["balloon"] == "absent" && counter(&memory, "pool.balloon_given_bytes") == 0, "{memory}");
     for path in ["evictions.compressed", "evictions.swapped"] {
