@@ -14,12 +14,14 @@ use cistern_tests::paged::{MIB, counter, folder_on_disk, without_histograms};
 use cistern_tests::process::{LIMIT, Running, binary, probe};
 use serde_json::Value;
 
-/// Fills memory and ends, so that it is free; fills its page cache; needs memory again. It goes on when it is told to.
+/// Fills memory and ends, so that it is free; fills its page cache, which lasts as long as the disk is open; needs memory
+/// again. It goes on when it is told to.
 const SCRIPT: &str = r#"
 hog 70M
 echo first done
 read line < /dev/ttyS0
-cat /dev/vda > /dev/null
+exec 3< /dev/vda
+dd bs=1M <&3 > /dev/null 2>&1
 echo cached
 read line < /dev/ttyS0
 echo read $line
