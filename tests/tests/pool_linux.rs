@@ -17,7 +17,7 @@ use serde_json::Value;
 /// Fills memory and ends, so that it is free; fills its page cache, which lasts as long as the disk is open; needs memory
 /// again. It goes on when it is told to.
 const SCRIPT: &str = r#"
-hog 70M
+hog 50M
 echo first done
 read line < /dev/ttyS0
 exec 3< /dev/vda
@@ -25,18 +25,18 @@ dd bs=1M <&3 > /dev/null 2>&1
 echo cached
 read line < /dev/ttyS0
 echo read $line
-hog 90M
+hog 80M
 echo second done
 dmesg | grep -i -c 'out of memory'
 "#;
 
 /// What the guest reads into its page cache.
-const CACHED_BYTES: usize = 80 << 20;
+const CACHED_BYTES: usize = 48 << 20;
 
 /// A VM of this pool.
 fn member(folder: &Path, name: &str, arguments: &[&str]) -> Running {
     let mut command = Command::new(binary());
-    command.args(["run", "--name", name, "--pool"]).arg(folder.join("pool")).args(["--budget", "240M", "--swap"]);
+    command.args(["run", "--name", name, "--pool"]).arg(folder.join("pool")).args(["--budget", "200M", "--swap"]);
     command.arg(folder).arg("--api-sock").arg(folder.join(name)).args(["--sample-period", "1s"]).args(arguments);
     command.stdin(Stdio::piped());
     Running::spawn(command)
@@ -90,7 +90,7 @@ fn what_a_guest_does_not_need_is_the_others_until_it_does() {
 
     // What it freed it has reported: nobody had to ask.
     let freed = wait_for(folder, "linux", "free pages are reported", |memory| {
-        counter(memory, "reported_bytes") > 50 * MIB && counter(memory, "pool.charge_bytes") < 110 * MIB
+        counter(memory, "reported_bytes") > 40 * MIB && counter(memory, "pool.charge_bytes") < 90 * MIB
     });
     assert_eq!(counter(&freed, "evictions.zero") + counter(&freed, "evictions.compressed"), 0, "{freed}");
 
@@ -98,21 +98,21 @@ fn what_a_guest_does_not_need_is_the_others_until_it_does() {
     linux.stdin().write_all(b"go\n").expect("the guest's console");
     linux.wait_for("the cache", |line| line.starts_with("cached"));
 
-    // Another comes and works with most of the budget.
-    let program = "fill:150M,random=60,text=40,seed=3;repeat:1000000,(walk:150M,touches=20000,write=30;verify)";
+    // Another comes, and slowly takes most of the budget.
+    let program = "fill:40M,random=100,seed=3;repeat:20,(fill:5M,random=100,seed=3;idle:1);\
+                   repeat:1000000,(walk:140M,dist=sequential,touches=36000,write=30;verify)";
     let cmdline = format!("probe=\"{program}\"");
     let mut other = member(folder, "probe", &["--memory", "192M", "--kernel", &text(probe()), "--cmdline", &cmdline]);
-    other.wait_for("the other's walk", |line| line.contains("verify"));
-    let squeezed = wait_for(folder, "linux", "the balloon gives", |memory| {
-        counter(memory, "balloon_inflated_bytes") > 10 * MIB && counter(memory, "pool.balloon_given_bytes") > 10 * MIB
-    });
+    let squeezed =
+        wait_for(folder, "linux", "the balloon gives", |memory| counter(memory, "pool.balloon_given_bytes") > 10 * MIB);
     assert_eq!(squeezed["pool"]["balloon"], "working", "{squeezed}");
+    other.wait_for("the other's walk", |line| line.contains("verify"));
 
     linux.stdin().write_all(b"go\n").expect("the guest's console");
     let finished = linux.finish(LIMIT).expect_status(0);
     let output = finished.stdout.replace('\r', "");
     for words in
-        ["\nhog: sum OK, 17920 pages", "\nhog: sum OK, 23040 pages", "\nsecond done", "\n0\n", "\ninit.run: status"]
+        ["\nhog: sum OK, 12800 pages", "\nhog: sum OK, 20480 pages", "\nsecond done", "\n0\n", "\ninit.run: status"]
     {
         assert!(output.contains(words), "{words}: {output}");
     }
