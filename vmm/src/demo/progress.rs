@@ -9,6 +9,8 @@ pub struct Progress {
     pub phase: String,
     /// Steps of its program that are done; `None` before it has booted.
     pub steps: Option<usize>,
+    /// Pages of its last fill.
+    pub filled_pages: u64,
     /// Pages its last `verify` looked at.
     pub verified_pages: u64,
     /// Bad pages that all looks at its pages have found.
@@ -53,6 +55,7 @@ impl Progress {
                 _ => self.fail(line),
             },
             "bad" => self.fail(line),
+            "fill" => self.filled_pages = value["pages"].as_u64().unwrap_or(0),
             "walk" => {
                 self.touches_per_second = value["touches_per_s"].as_f64();
                 self.p50_ns = value["p50_ns"].as_u64();

@@ -55,7 +55,7 @@ fn rows(ended: &Ended) -> Vec<Row> {
             "  balloons",
             Some(fullest.ballooned_bytes),
             Some(given.balloon_bytes),
-            "what the host had behind it".to_owned(),
+            "in all: what the host had there".to_owned(),
         ),
         ("zero pages", Some(fullest.zero_bytes), Some(given.zero_bytes), "not kept at all".to_owned()),
         ("duplicates", Some(fullest.duplicate_bytes), Some(given.duplicate_bytes), "kept once".to_owned()),

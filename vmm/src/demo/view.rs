@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use cistern::size::Size;
+use cistern_memory::PAGE_SIZE;
 use cistern_memory::ledger::Ledger;
 use serde_json::json;
 
@@ -103,8 +104,8 @@ fn sentence(progress: &Progress) -> Option<String> {
     }
     let sentence = match progress.phase.as_str() {
         "boot" => "has booted".to_owned(),
-        "fill" => "has filled memory".to_owned(),
-        "free" => "needs half of its memory no more".to_owned(),
+        "fill" => format!("has filled {}", Size { bytes: progress.filled_pages * PAGE_SIZE }),
+        "free" => "needs half of its memory no more for now".to_owned(),
         "walk" => match (progress.touches_per_second, progress.p50_ns) {
             (Some(rate), Some(p50)) => format!("has worked: {:.1} thousand touches/s, median {p50} ns", rate / 1e3),
             _ => "has worked".to_owned(),
@@ -128,6 +129,8 @@ mod tests {
         };
         let walk = r#"{"phase":"walk","bad":0,"touches_per_s":21000,"p50_ns":467}"#;
         assert_eq!(after(walk).as_deref(), Some("has worked: 21.0 thousand touches/s, median 467 ns"));
+        let fill = r#"{"phase":"fill","pages":12288}"#;
+        assert_eq!(after(fill).as_deref(), Some("has filled 48M"));
         let verify = r#"{"phase":"verify","pages":24576,"bad":0}"#;
         assert_eq!(after(verify).as_deref(), Some("has verified 24576 pages, 0 bad"));
         assert_eq!(after(r#"{"phase":"balloon"}"#), None);
