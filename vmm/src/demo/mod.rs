@@ -67,7 +67,7 @@ pub fn run(json: bool) -> Result<u8> {
     } else {
         view::print(&table::render(&ended))
     }
-    Ok(if ended.guests.iter().all(|guest| guest.progress.is_good()) { 0 } else { 1 })
+    Ok(if ended.is_good() { 0 } else { 1 })
 }
 
 /// Goes on in silence or in lines; false when a signal came before the end.

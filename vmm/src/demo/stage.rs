@@ -9,6 +9,7 @@ use super::account::Account;
 use super::acts::{ACTS, ARRIVAL_SECONDS, BUDGET, Doing, FILLED, MEMORY};
 use super::guest::{Guest, Line, Lines};
 use super::place::Place;
+use super::progress::Progress;
 use super::watch::Watch;
 
 /// All guests. When it is dropped they end and their files are gone.
@@ -26,8 +27,8 @@ pub struct Stage {
 
 /// All guests have ended.
 pub struct Ended<'a> {
-    /// They, as they arrived.
-    pub guests: &'a [Guest],
+    /// They, by name, as they arrived.
+    pub guests: Vec<(&'static str, &'a Progress)>,
     /// What was seen of them.
     pub account: Account,
     /// How long it took.
@@ -37,14 +38,19 @@ pub struct Ended<'a> {
 }
 
 impl Ended<'_> {
+    /// Every page was verified, and nothing failed.
+    pub fn is_good(&self) -> bool {
+        self.guests.iter().all(|(_, progress)| progress.is_good())
+    }
+
     /// Pages that were looked at in the end.
     pub fn verified_pages(&self) -> u64 {
-        self.guests.iter().map(|guest| guest.progress.verified_pages).sum()
+        self.guests.iter().map(|(_, progress)| progress.verified_pages).sum()
     }
 
     /// Pages that were not what they must be.
     pub fn bad_pages(&self) -> u64 {
-        self.guests.iter().map(|guest| guest.progress.bad_pages).sum()
+        self.guests.iter().map(|(_, progress)| progress.bad_pages).sum()
     }
 }
 
@@ -138,8 +144,9 @@ impl Stage {
     pub fn end(&mut self) -> Result<Ended<'_>> {
         let account = self.watch.finish();
         self.guests.iter_mut().try_for_each(Guest::wait)?;
+        let guests = self.guests.iter().map(|guest| (guest.act.name, &guest.progress)).collect();
         let has_swap = self.place.swap().is_some();
-        Ok(Ended { guests: &self.guests, account, elapsed: self.start.elapsed(), has_swap })
+        Ok(Ended { guests, account, elapsed: self.start.elapsed(), has_swap })
     }
 }
 
@@ -159,7 +166,7 @@ fn caption(guests: &[(&str, Doing)]) -> String {
     } else if working.is_empty() {
         format!("All {} are here, each filling {FILLED}; what is idle makes room", ACTS.len())
     } else {
-        format!("At work: {}; memory goes there from the idle", working.join(", "))
+        format!("Busy: {}; the others make room", working.join(", "))
     }
 }
 
@@ -175,7 +182,7 @@ mod tests {
             (all(Doing::Booting), "8 of 8 are here"),
             (all(Doing::Filling), "All 8 are here"),
             (all(Doing::Idle), "All 8 are here"),
-            (all(Doing::Working), "At work: batch, web, db"),
+            (all(Doing::Working), "Busy: batch, web, db"),
             (all(Doing::Verifying), "Every guest compares"),
             (all(Doing::Done), "Every guest compares"),
         ] {

@@ -12,14 +12,14 @@ type Row = (&'static str, Option<u64>, Option<u64>, String);
 pub fn render(ended: &Ended) -> String {
     let mut text = String::new();
     let mut line = |line: &str| writeln!(text, "{}", line.trim_end()).expect("a string takes all text");
-    for guest in ended.guests {
-        if let Some(failure) = &guest.progress.failure {
-            line(&format!("{} FAILED: {failure}", guest.act.name));
+    for (name, progress) in &ended.guests {
+        if let Some(failure) = &progress.failure {
+            line(&format!("{name} FAILED: {failure}"));
         }
     }
     let guests = ended.guests.len();
     line(&format!(
-        "{guests} guests of {MEMORY} that filled {FILLED} each, {} together, in {} for all: {:.0} s",
+        "{guests} guests of {MEMORY} filled {FILLED} each, {} together, in {}: {:.0} s",
         mebibytes(FILLED.bytes * guests as u64),
         mebibytes(BUDGET.bytes),
         ended.elapsed.as_secs_f64()
@@ -32,15 +32,11 @@ pub fn render(ended: &Ended) -> String {
     }
     line("");
     let account = &ended.account;
-    let percent = account.peak_bytes as f64 * 100.0 / BUDGET.bytes as f64;
-    let verdict = if account.peak_bytes <= BUDGET.bytes { "never above" } else { "ABOVE" };
-    line(&format!(
-        "host memory (PSS)  {verdict} the budget: at most {} of {} ({percent:.0} %) in {} looks",
-        mebibytes(account.peak_bytes),
-        mebibytes(BUDGET.bytes),
-        account.looks
-    ));
-    line(&format!("pages              {} bad of {} verified", ended.bad_pages(), ended.verified_pages()));
+    let verdict =
+        if account.peak_bytes <= BUDGET.bytes { "the budget was never exceeded" } else { "MORE THAN THE BUDGET" };
+    let peak = mebibytes(account.peak_bytes);
+    line(&format!("host memory     at most {peak} (PSS, {} looks): {verdict}", account.looks));
+    line(&format!("pages           {} bad of {} verified", ended.bad_pages(), ended.verified_pages()));
     text
 }
 
@@ -72,4 +68,46 @@ fn rows(ended: &Ended) -> Vec<Row> {
 
 fn mebibytes(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::account::{Account, Held};
+    use super::super::progress::Progress;
+    use super::*;
+
+    fn ended<'a>(guest: &'a Progress, peak_bytes: u64, has_swap: bool) -> Ended<'a> {
+        let fullest = Held { compressed_bytes: 9 << 20, compressed_held_bytes: 4 << 20, ..Held::default() };
+        let account = Account { looks: 70, peak_bytes, fullest, ..Account::default() };
+        Ended { guests: vec![("web", guest); 8], account, elapsed: Duration::from_millis(31_400), has_swap }
+    }
+
+    #[test]
+    fn the_end_says_what_matters_and_fits() {
+        let mut guest = Progress::default();
+        guest.take_line(r#"{"phase":"verify","pages":24576,"bad":0}"#);
+        for has_swap in [true, false] {
+            let text = render(&ended(&guest, 367 << 20, has_swap));
+            for line in [
+                "8 guests of 128M filled 96M each, 768 MiB together, in 384 MiB: 31 s",
+                "compressed                    9 MiB      0 MiB  in 4 MiB of memory",
+                "host memory     at most 367 MiB (PSS, 70 looks): the budget was never exceeded",
+                "pages           0 bad of 196608 verified",
+            ] {
+                assert!(text.lines().any(|drawn| drawn == line), "no '{line}' in:\n{text}");
+            }
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut guest = Progress::default();
+        guest.end(None);
+        let text = render(&ended(&guest, 385 << 20, true));
+        assert!(text.starts_with("web FAILED: ended with a signal\n"), "{text}");
+        assert!(text.contains("at most 385 MiB (PSS, 70 looks): MORE THAN THE BUDGET"), "{text}");
+    }
 }

@@ -59,10 +59,9 @@ impl Lines {
 /// One object a guest, one for the pool.
 pub fn print_json(ended: &Ended) {
     let mut text = String::new();
-    for (guest, seen) in ended.guests.iter().zip(&ended.account.guests) {
-        let progress = &guest.progress;
+    for ((name, progress), seen) in ended.guests.iter().zip(&ended.account.guests) {
         let report = json!({
-            "guest": guest.act.name,
+            "guest": name,
             "cpus": 1,
             "size_bytes": MEMORY.bytes,
             "peak_pss_bytes": seen.peak_bytes,
