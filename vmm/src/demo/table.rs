@@ -33,7 +33,7 @@ pub fn render(ended: &Ended) -> String {
     line("");
     let account = &ended.account;
     let verdict =
-        if account.peak_bytes <= BUDGET.bytes { "the budget was never exceeded" } else { "MORE THAN THE BUDGET" };
+        if account.peak_bytes <= BUDGET.bytes { "never seen above the budget" } else { "MORE THAN THE BUDGET" };
     let peak = mebibytes(account.peak_bytes);
     line(&format!("host memory     at most {peak} (PSS, {} looks): {verdict}", account.looks));
     line(&format!("pages           {} bad of {} verified", ended.bad_pages(), ended.verified_pages()));
@@ -93,7 +93,7 @@ mod tests {
             for line in [
                 "8 guests of 128M filled 96M each, 768 MiB together, in 384 MiB: 31 s",
                 "compressed                    9 MiB      0 MiB  in 4 MiB of memory",
-                "host memory     at most 367 MiB (PSS, 70 looks): the budget was never exceeded",
+                "host memory     at most 367 MiB (PSS, 70 looks): never seen above the budget",
                 "pages           0 bad of 196608 verified",
             ] {
                 assert!(text.lines().any(|drawn| drawn == line), "no '{line}' in:\n{text}");
