@@ -20,6 +20,8 @@ const POOL_INTERVAL: Duration = Duration::from_secs(4);
 /// Lines of progress.
 pub struct Lines {
     next: Instant,
+    /// Whose failure has been told.
+    failed: Vec<&'static str>,
 }
 
 impl Lines {
@@ -33,13 +35,20 @@ impl Lines {
         if !has_swap {
             print("There is no swap file: $TMPDIR and /var/tmp are in memory or take none.\n");
         }
-        Self { next: Instant::now() + POOL_INTERVAL }
+        Self { next: Instant::now() + POOL_INTERVAL, failed: Vec::new() }
     }
 
     /// A guest has told something.
     pub fn told(&mut self, guest: &Guest) {
+        let name = guest.act.name;
+        if self.failed.contains(&name) {
+            return;
+        }
+        if guest.progress.failure.is_some() {
+            self.failed.push(name);
+        }
         if let Some(sentence) = sentence(&guest.progress) {
-            print(&format!("{:8} {sentence}\n", guest.act.name));
+            print(&format!("{name:8} {sentence}\n"));
         }
     }
 
