@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::ptr;
 use std::thread;
@@ -57,11 +58,16 @@ pub struct Session {
 impl Session {
     /// Starts `cistern` with a new terminal as its stdin, stdout, stderr and controlling terminal.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(arguments: &[&str], variables: &[(&str, &Path)]) -> Self {
         let (person, program) = open_pty();
         let before = Settings::of(&program);
         let mut command = Command::new(binary());
         let end = || program.try_clone().expect("a descriptor");
-        command.args(arguments).stdin(end()).stdout(end()).stderr(end());
+        command.args(arguments).envs(variables.iter().copied()).stdin(end()).stdout(end()).stderr(end());
         // SAFETY: setsid and ioctl are async-signal-safe; nothing is allocated.
         unsafe {
             command.pre_exec(|| {

@@ -37,7 +37,7 @@ pub enum Command {
         #[arg(value_name = "SIZE|auto")]
         size: Budget,
     },
-    /// Boot a handful of embedded guests and show them working
+    /// Watch a pool at work: eight embedded guests in half of the memory they fill
     Demo(Demo),
     /// Guests that come with the program
     #[command(subcommand)]
@@ -107,7 +107,7 @@ pub struct Top {
 /// `cistern demo`.
 #[derive(clap::Args)]
 pub struct Demo {
-    /// Print one JSON object a guest instead of a picture
+    /// Print one JSON object a guest and one for the pool in the end, and nothing before
     #[arg(long)]
     pub json: bool,
 }

@@ -1,168 +1,147 @@
-//! How the demo shows itself: a picture that changes on a terminal, plain lines elsewhere, JSON on request.
+//! How the demo shows itself off a terminal: lines while it goes on, JSON on request. With stdout gone there is nobody to
+//! show anything: errors are ignored.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use cistern::size::Size;
+use cistern_memory::PAGE_SIZE;
+use cistern_memory::ledger::Ledger;
 use serde_json::json;
 
+use super::acts::{ACTS, BUDGET, FILLED, MEMORY};
+use super::guest::Guest;
 use super::progress::Progress;
+use super::stage::{Ended, Stage};
 
-/// How often the picture changes.
-const FRAME: Duration = Duration::from_millis(200);
-const BAR_CELLS: usize = 32;
-/// A bar's full length stands for this much memory.
-const BAR_BYTES: u64 = 192 << 20;
+/// How often the pool is worth a line.
+const POOL_INTERVAL: Duration = Duration::from_secs(4);
 
-/// One guest as shown.
-pub struct Row<'a> {
-    /// Its name.
-    pub name: &'a str,
-    /// Its virtual CPUs.
-    pub cpus: u8,
-    /// The memory it believes it has.
-    pub size: Size,
-    /// What it has told.
-    pub progress: &'a Progress,
+/// Lines of progress.
+pub struct Lines {
+    next: Instant,
+    /// Whose failure has been told.
+    failed: Vec<&'static str>,
 }
 
-#[derive(PartialEq)]
-enum Mode {
-    Picture,
-    Lines,
-    Json,
-}
-
-/// Draws on stdout. With stdout gone there is nobody to show anything: errors are ignored.
-pub struct View {
-    mode: Mode,
-    last_frame: Instant,
-    drawn_rows: usize,
-}
-
-impl View {
-    /// A view for what stdout is.
-    pub fn new(json: bool) -> Self {
-        let mode = match (json, io::stdout().is_terminal()) {
-            (true, _) => Mode::Json,
-            (false, true) => Mode::Picture,
-            (false, false) => Mode::Lines,
-        };
-        Self { mode, last_frame: Instant::now(), drawn_rows: 0 }
-    }
-
+impl Lines {
     /// Before the first guest speaks.
-    pub fn begin(&self, guests: usize) {
-        if self.mode != Mode::Json {
-            let _ = writeln!(
-                io::stdout(),
-                "{guests} microVMs on this host, each a process of its own; they fill memory, walk it and verify every page."
-            );
-        }
-    }
-
-    /// True when it is time for the next frame.
-    pub fn is_due(&mut self) -> bool {
-        let due = self.last_frame.elapsed() >= FRAME;
-        if due {
-            self.last_frame = Instant::now();
-        }
-        due
-    }
-
-    /// A guest has printed a line.
-    pub fn line(&self, name: &str, progress: &Progress) {
-        if self.mode == Mode::Lines {
-            let _ = writeln!(io::stdout(), "{name:10} {}", sentence(progress));
-        }
-    }
-
-    /// Draws all guests over the picture drawn before.
-    pub fn draw(&mut self, rows: &[Row]) {
-        if self.mode != Mode::Picture {
-            return;
-        }
-        let mut picture = String::new();
-        if self.drawn_rows > 0 {
-            // Up to the first row of the last picture.
-            picture.push_str(&format!("\x1b[{}A", self.drawn_rows));
-        }
-        picture.push_str(&format!(
-            "\x1b[K{:10} {:>4} {:>6}  {:<w$} {:>7}  now\n",
-            "guest",
-            "cpus",
-            "size",
-            "memory it costs the host",
-            "",
-            w = BAR_CELLS
+    pub fn begin(has_swap: bool) -> Self {
+        let (guests, all) = (ACTS.len(), Size { bytes: FILLED.bytes * ACTS.len() as u64 });
+        print(&format!(
+            "{guests} microVMs of {MEMORY} share {BUDGET} of this host's memory; each fills {FILLED}, {all} in all, works with it\n\
+             in its turn, and in the end compares every page with what must be there.\n"
         ));
-        for row in rows {
-            let cells = (row.progress.memory_bytes as usize * BAR_CELLS).div_ceil(BAR_BYTES as usize).min(BAR_CELLS);
-            let bar: String = "█".repeat(cells) + &"·".repeat(BAR_CELLS - cells);
-            picture.push_str(&format!(
-                "\x1b[K{:10} {:>4} {:>6}  {bar} {:>6}M  {}\n",
-                row.name,
-                row.cpus,
-                row.size.to_string(),
-                row.progress.memory_bytes >> 20,
-                sentence(row.progress)
-            ));
+        if !has_swap {
+            print("There is no swap file: $TMPDIR and /var/tmp are in memory or take none.\n");
         }
-        self.drawn_rows = rows.len() + 1;
-        let _ = io::stdout().write_all(picture.as_bytes());
-        let _ = io::stdout().flush();
+        Self { next: Instant::now() + POOL_INTERVAL, failed: Vec::new() }
     }
 
-    /// All guests have ended.
-    pub fn end(&mut self, rows: &[Row], elapsed: Duration) {
-        if self.mode == Mode::Json {
-            for row in rows {
-                let progress = row.progress;
-                let report = json!({
-                    "guest": row.name,
-                    "cpus": row.cpus,
-                    "size_bytes": row.size.bytes,
-                    "peak_pss_bytes": progress.peak_bytes,
-                    "verified_pages": progress.verified_pages,
-                    "touches_per_s": progress.touches_per_second,
-                    "status": progress.status.flatten(),
-                    "failure": progress.failure,
-                });
-                let _ = writeln!(io::stdout(), "{report}");
-            }
+    /// A guest has told something.
+    pub fn told(&mut self, guest: &Guest) {
+        let name = guest.act.name;
+        if self.failed.contains(&name) {
             return;
         }
-        self.draw(rows);
-        let size = Size { bytes: rows.iter().map(|row| row.size.bytes).sum() };
-        let peak_bytes: u64 = rows.iter().map(|row| row.progress.peak_bytes).sum();
-        let pages: u64 = rows.iter().map(|row| row.progress.verified_pages).sum();
-        let failed = rows.iter().filter(|row| row.progress.failure.is_some()).count();
-        let _ = writeln!(
-            io::stdout(),
-            "{} guests of {size} in {:.1} s; at their peaks they cost {}M; {pages} pages verified at the end, {}.",
-            rows.len(),
-            elapsed.as_secs_f64(),
-            peak_bytes >> 20,
-            if failed == 0 { "none bad".to_owned() } else { format!("{failed} guests failed") }
-        );
+        if guest.progress.failure.is_some() {
+            self.failed.push(name);
+        }
+        if let Some(sentence) = sentence(&guest.progress) {
+            print(&format!("{name:8} {sentence}\n"));
+        }
+    }
+
+    /// Says now and then how the pool is.
+    pub fn look(&mut self, stage: &Stage) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + POOL_INTERVAL;
+        let Ok(pool) = Ledger::read(&stage.place().pool()) else { return };
+        let level = pool.level.map_or("no round yet", |level| level.name());
+        let taken = stage.account().taken_bytes >> 20;
+        print(&format!("{:8} {taken}M of {BUDGET} taken by {} guests, level {level}\n", "pool", pool.members.len()));
     }
 }
 
-/// What a guest does, in a few words.
-fn sentence(progress: &Progress) -> String {
-    if let Some(failure) = &progress.failure {
-        return format!("FAILED: {failure}");
+/// One object a guest, one for the pool.
+pub fn print_json(ended: &Ended) {
+    let mut text = String::new();
+    for ((name, progress), seen) in ended.guests.iter().zip(&ended.account.guests) {
+        let report = json!({
+            "guest": name,
+            "cpus": 1,
+            "size_bytes": MEMORY.bytes,
+            "peak_pss_bytes": seen.peak_bytes,
+            "verified_pages": progress.verified_pages,
+            "bad_pages": progress.bad_pages,
+            "touches_per_s": progress.touches_per_second,
+            "given": seen.given,
+            "status": progress.status.flatten(),
+            "failure": progress.failure,
+        });
+        text += &format!("{report}\n");
     }
-    match progress.phase.as_str() {
-        "" => "booting".to_owned(),
-        "boot" => "filling memory".to_owned(),
-        "fill" => "filled; verifying".to_owned(),
+    let report = json!({
+        "guests": ended.guests.len(),
+        "budget_bytes": BUDGET.bytes,
+        "size_bytes": MEMORY.bytes * ended.guests.len() as u64,
+        "filled_bytes": FILLED.bytes * ended.guests.len() as u64,
+        "peak_pss_bytes": ended.account.peak_bytes,
+        "looks": ended.account.looks,
+        "verified_pages": ended.verified_pages(),
+        "bad_pages": ended.bad_pages(),
+        "swap": ended.has_swap,
+        "given": ended.account.given(),
+        "fullest": ended.account.fullest,
+        "seconds": ended.elapsed.as_secs_f64(),
+    });
+    print(&(text + &format!("{report}\n")));
+}
+
+/// Prints it.
+pub fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// What a guest has just done, in a few words, if it is worth any.
+fn sentence(progress: &Progress) -> Option<String> {
+    if let Some(failure) = &progress.failure {
+        return Some(format!("FAILED: {failure}"));
+    }
+    let sentence = match progress.phase.as_str() {
+        "boot" => "has booted".to_owned(),
+        "fill" => format!("has filled {}", Size { bytes: progress.filled_pages * PAGE_SIZE }),
+        "free" => "needs half of its memory no more for now".to_owned(),
         "walk" => match (progress.touches_per_second, progress.p50_ns) {
-            (Some(rate), Some(p50)) => format!("walked: {:.2} M touches/s, median {p50} ns", rate / 1e6),
-            _ => "walked".to_owned(),
+            (Some(rate), Some(p50)) => format!("has worked: {:.1} thousand touches/s, median {p50} ns", rate / 1e3),
+            _ => "has worked".to_owned(),
         },
-        "verify" => format!("verified {} pages, 0 bad", progress.verified_pages),
-        "free" => "gave memory back".to_owned(),
-        phase => phase.to_owned(),
+        "verify" => format!("has verified {} pages, 0 bad", progress.verified_pages),
+        _ => return None,
+    };
+    Some(sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_what_happened() {
+        let after = |line| {
+            let mut progress = Progress::default();
+            progress.take_line(line);
+            sentence(&progress)
+        };
+        let walk = r#"{"phase":"walk","bad":0,"touches_per_s":21000,"p50_ns":467}"#;
+        assert_eq!(after(walk).as_deref(), Some("has worked: 21.0 thousand touches/s, median 467 ns"));
+        let fill = r#"{"phase":"fill","pages":12288}"#;
+        assert_eq!(after(fill).as_deref(), Some("has filled 48M"));
+        let verify = r#"{"phase":"verify","pages":24576,"bad":0}"#;
+        assert_eq!(after(verify).as_deref(), Some("has verified 24576 pages, 0 bad"));
+        assert_eq!(after(r#"{"phase":"balloon"}"#), None);
+        assert!(after("garbage").is_some_and(|sentence| sentence.starts_with("FAILED")));
     }
 }

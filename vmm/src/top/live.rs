@@ -22,28 +22,40 @@ use super::state::State;
 /// How often the pool is looked at.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// Shows the pool in `dir`, of which this is the first look.
+/// Shows the pool in `dir`, of which this is the first look, until the user leaves.
 pub fn run(dir: &Path, pool: PoolView) -> Result<()> {
     let signals = Signals::block().context("signals")?;
     restore_terminal_on_fatal_signals().context("signals")?;
+    show(dir, pool, REFRESH, &signals, |_| true)
+}
+
+/// The same until `go_on` says no, which is asked before every picture; pictures are so far apart.
+pub fn show(
+    dir: &Path,
+    pool: PoolView,
+    refresh: Duration,
+    signals: &Signals,
+    mut go_on: impl FnMut(&mut State) -> bool,
+) -> Result<()> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     // Dropped last, so that nothing is drawn once the terminal is as it was.
     let _raw = RawTerminal::enter_page(stdin.as_fd(), stdout.as_fd())?;
     let backend = CrosstermBackend::new(BufWriter::new(stdout));
     let mut terminal = Terminal::with_options(backend, TerminalOptions { viewport: viewport() }).context("terminal")?;
     let mut state = State::new(dir.to_owned(), pool);
-    let mut due = Instant::now() + REFRESH;
-    loop {
+    let mut due = Instant::now() + refresh;
+    while go_on(&mut state) {
         terminal.draw(|frame| screen::draw(frame, &state)).context("terminal")?;
-        let can_read = wait(&signals, due.saturating_duration_since(Instant::now()));
+        let can_read = wait(signals, due.saturating_duration_since(Instant::now()));
         if !can_read || signals.take() || !take_keys(&mut state)? {
-            return Ok(());
+            break;
         }
         if Instant::now() >= due {
             state.take(Ledger::read(dir));
-            due = Instant::now() + REFRESH;
+            due = Instant::now() + refresh;
         }
     }
+    Ok(())
 }
 
 /// All of the terminal. One that does not know its size, as on a serial line, is taken for a common one.

@@ -25,6 +25,8 @@ use cistern::terminal::is_foreground_terminal;
 use cistern_memory::ledger::{Ledger, LedgerError, PoolView};
 use ratatui::crossterm::terminal;
 
+pub use live::show as live;
+
 use column::{Column, Row, Sort};
 use rates::{Courses, MemberKey};
 

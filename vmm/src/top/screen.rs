@@ -24,6 +24,7 @@ const TALL_ROWS: u16 = 30;
 pub fn draw(frame: &mut Frame, state: &State) {
     let mut area = frame.area();
     draw_help(frame, &mut area, state);
+    draw_caption(frame, &mut area, state);
     let rows = state.rows();
     match (state.page, state.selected_index().and_then(|index| rows.get(index))) {
         (Page::Guest, Some(row)) => guest::draw(frame, area, row),
@@ -61,6 +62,13 @@ fn draw_help(frame: &mut Frame, area: &mut Rect, state: &State) {
     let mut bottom = Rect { y: area.y + area.height, height: rows, ..*area };
     for line in lines {
         frame.render_widget(line, take_top(&mut bottom, 1));
+    }
+}
+
+fn draw_caption(frame: &mut Frame, area: &mut Rect, state: &State) {
+    if let Some(caption) = state.caption.as_ref().filter(|_| frame.area().height >= TINY_ROWS) {
+        let bold = Style::new().add_modifier(Modifier::BOLD);
+        frame.render_widget(Line::styled(text::printable(caption), bold), take_top(area, 1));
     }
 }
 
@@ -247,6 +255,19 @@ mod tests {
         let screen = drawn(&state, 80, 24);
         assert_eq!(screen[21], "pool /run/pool: gone");
         assert!(screen[5].starts_with("batch-run"));
+    }
+
+    #[test]
+    fn a_caption_is_above_everything() {
+        let mut state = busy();
+        state.caption = Some("eight guests".to_owned());
+        let screen = drawn(&state, 80, 24);
+        assert_eq!(screen[0], "eight guests");
+        assert!(screen[1].starts_with("pool") && screen[6].starts_with("batch-run"), "{screen:?}");
+        state.act(Action::Open);
+        let screen = drawn(&state, 80, 24);
+        assert!(screen[0] == "eight guests" && screen[1].starts_with("guest batch-run"), "{screen:?}");
+        assert!(drawn(&state, 80, 5)[0].starts_with("guest"), "guests and nothing else");
     }
 
     #[test]

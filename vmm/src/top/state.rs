@@ -17,6 +17,8 @@ pub struct State {
     pub sort: Sort,
     /// What is shown.
     pub page: Page,
+    /// What there is to see, above everything else.
+    pub caption: Option<String>,
     /// Why the pool cannot be read now; what is shown is older then.
     pub failure: Option<String>,
     pool: PoolView,
@@ -36,8 +38,8 @@ impl State {
     pub fn new(dir: PathBuf, pool: PoolView) -> Self {
         let mut courses = Courses::default();
         courses.take(&pool);
-        let mut state =
-            Self { dir, sort: Sort::DEFAULT, page: Page::Guests, failure: None, pool, courses, selected: None };
+        let (sort, page) = (Sort::DEFAULT, Page::Guests);
+        let mut state = Self { dir, sort, page, caption: None, failure: None, pool, courses, selected: None };
         state.select(|_| 0);
         state
     }

@@ -1,0 +1,168 @@
+//! `cistern demo`: it gets to its end with every page verified, and leaves nothing behind however it ends.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_tests::paged::{MIB, counter, folder_on_disk};
+use cistern_tests::process::{Finished, LIMIT, Running, binary};
+use cistern_tests::terminal::Session;
+use cistern_tests::watch::pss_bytes;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const GUESTS: usize = 8;
+const BUDGET_BYTES: u64 = 384 * MIB;
+
+/// Pages of the 96 MiB that each guest fills.
+const PAGES: u64 = 96 << 8;
+
+/// How often is looked at the guests from outside.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Off a terminal, with its files in this folder.
+fn start(folder: &TempDir, arguments: &[&str]) -> Running {
+    let mut command = Command::new(binary());
+    command.arg("demo").args(arguments).env("TMPDIR", folder.path()).stdin(Stdio::null());
+    Running::spawn(command)
+}
+
+/// The processes that this one has started and not waited for.
+fn children(pid: u32) -> Vec<u32> {
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&child| parent(child) == Some(pid)).collect()
+}
+
+/// Processes whose command line names a file in this folder.
+fn processes_with(folder: &Path) -> Vec<String> {
+    let folder = folder.to_str().expect("a plain path");
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
+    lines.filter(|line| line.contains(folder)).collect()
+}
+
+/// Fails unless neither guests nor files are left. The guests were killed and waited for by then.
+#[track_caller]
+fn expect_nothing_left(folder: &TempDir) {
+    assert_eq!(processes_with(folder.path()), [""; 0]);
+    let files: Vec<_> = fs::read_dir(folder.path()).expect("the folder").flatten().collect();
+    assert!(files.is_empty(), "{files:?}");
+}
+
+/// The objects of the guests, and that of the pool.
+#[track_caller]
+fn reports(finished: &Finished) -> (Vec<Value>, Value) {
+    let mut reports = finished.reports();
+    let pool = reports.pop().expect("an object for the pool");
+    assert_eq!((reports.len(), counter(&pool, "guests")), (GUESTS, GUESTS as u64), "{finished:?}");
+    (reports, pool)
+}
+
+#[test]
+fn eight_guests_verify_every_page_in_half_of_what_they_fill() {
+    let folder = folder_on_disk();
+    let mut demo = start(&folder, &["--json"]);
+    // Guests go on while they are counted here, and a page that moves may be counted twice; not in most looks.
+    let mut taken = Vec::new();
+    while !demo.has_ended() {
+        let children = children(demo.pid());
+        if children.len() == GUESTS {
+            taken.push(children.iter().filter_map(|&pid| pss_bytes(pid)).sum::<u64>());
+        }
+        thread::sleep(INTERVAL);
+    }
+    let finished = demo.finish(LIMIT).expect_status(0);
+    assert_eq!(finished.stderr, "");
+    let (guests, pool) = reports(&finished);
+    for guest in &guests {
+        assert_eq!((counter(guest, "verified_pages"), counter(guest, "bad_pages")), (PAGES, 0), "{guest}");
+        assert_eq!((&guest["status"], &guest["failure"]), (&0.into(), &Value::Null), "{guest}");
+        assert!(guest["touches_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{guest}");
+        assert!(counter(guest, "peak_pss_bytes") > 0, "{guest}");
+    }
+    println!("{pool}");
+    assert_eq!((counter(&pool, "verified_pages"), counter(&pool, "bad_pages")), (PAGES * GUESTS as u64, 0), "{pool}");
+    assert_eq!((counter(&pool, "budget_bytes"), &pool["swap"]), (BUDGET_BYTES, &true.into()), "{pool}");
+
+    let peak = counter(&pool, "peak_pss_bytes");
+    assert!(peak <= BUDGET_BYTES / 100 * 101, "{pool}");
+    // It is what the kernel counts, and not anything else.
+    taken.sort_unstable();
+    let usual = *taken.get(taken.len() / 2).expect("all guests were seen");
+    println!("peak {peak}, usually {usual} in {} looks", taken.len());
+    assert!(usual <= peak / 100 * 105, "{usual} {pool}");
+    assert!(peak > BUDGET_BYTES / 2 && counter(&pool, "looks") > 10, "{pool}");
+
+    for mechanism in ["reported", "balloon", "zero", "duplicate", "compressed", "swapped"] {
+        assert!(counter(&pool, &format!("given.{mechanism}_bytes")) > MIB, "{mechanism}: {pool}");
+    }
+    let held = |name: &str| counter(&pool, &format!("fullest.{name}_bytes"));
+    for state in ["untouched", "zero", "duplicate", "compressed", "compressed_held", "swapped", "resident"] {
+        assert!(held(state) > MIB, "{state}: {pool}");
+    }
+    // Guests were asked one after the other, while pages moved.
+    let all: u64 = ["untouched", "zero", "duplicate", "compressed", "swapped", "resident"].into_iter().map(held).sum();
+    let size = counter(&pool, "size_bytes");
+    assert!(all.abs_diff(size) < size / 20, "{all} of {size}: {pool}");
+    expect_nothing_left(&folder);
+}
+
+#[test]
+fn a_guest_that_dies_is_a_failure_and_the_others_go_on() {
+    let folder = folder_on_disk();
+    let demo = start(&folder, &["--json"]);
+    let deadline = Instant::now() + LIMIT;
+    let victim = loop {
+        // The leader of the pool, by then.
+        match children(demo.pid())[..] {
+            [first, _, _, ..] => break first,
+            _ => assert!(Instant::now() < deadline, "no three guests"),
+        }
+        thread::sleep(INTERVAL);
+    };
+    // SAFETY: kill takes two numbers; the demo has not waited for its guest yet.
+    assert_eq!(unsafe { libc::kill(victim as i32, libc::SIGKILL) }, 0);
+    let finished = demo.finish(LIMIT).expect_status(1);
+    let (guests, pool) = reports(&finished);
+    let (died, others): (Vec<_>, Vec<_>) = guests.iter().partition(|guest| guest["status"].is_null());
+    assert_eq!((died.len(), others.len()), (1, GUESTS - 1), "{finished:?}");
+    assert!(died[0]["failure"].as_str().is_some_and(|failure| failure.contains("signal")), "{}", died[0]);
+    for guest in others {
+        assert_eq!((counter(guest, "verified_pages"), &guest["failure"]), (PAGES, &Value::Null), "{guest}");
+    }
+    assert_eq!(counter(&pool, "bad_pages"), 0, "{pool}");
+    expect_nothing_left(&folder);
+}
+
+#[test]
+fn a_demo_that_is_stopped_takes_everything_along() {
+    let folder = folder_on_disk();
+    let mut demo = start(&folder, &[]);
+    demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
+    demo.signal(libc::SIGTERM);
+    let finished = demo.finish(LIMIT).expect_status(1);
+    assert!(finished.stderr.contains("stopped before its end"), "{finished:?}");
+    assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+    expect_nothing_left(&folder);
+
+    for keys in [b"q", b"\x03"] {
+        let mut session = Session::start_with(&["demo"], &[("TMPDIR", folder.path())]);
+        session.wait_for(b"\x1b[?1049h");
+        session.wait_for(b"web");
+        assert!(session.settings().is_raw() && !processes_with(folder.path()).is_empty());
+        session.type_keys(keys);
+        session.wait_for(b"\x1b[?1049l");
+        session.wait_for(b"stopped before its end");
+        assert_eq!(session.wait().code(), Some(1));
+        assert_eq!(session.settings(), session.before);
+        expect_nothing_left(&folder);
+    }
+}

@@ -1,0 +1,224 @@
+//! What each mechanism gave, from what the guests' VMMs say of themselves.
+
+use cistern_memory::PAGE_SIZE;
+use serde::Serialize;
+use serde_json::Value;
+
+/// Guest memory by what became of it, in bytes; pages on their way count as resident.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// Never written, or given back.
+    pub untouched_bytes: u64,
+    /// Of that, what is in balloons.
+    pub ballooned_bytes: u64,
+    /// Zero pages, which are not kept at all.
+    pub zero_bytes: u64,
+    /// Pages whose content another one has, too.
+    pub duplicate_bytes: u64,
+    /// Compressed pages, as they were.
+    pub compressed_bytes: u64,
+    /// The host memory these take now.
+    pub compressed_held_bytes: u64,
+    /// Pages in the swap file.
+    pub swapped_bytes: u64,
+    /// Pages in host memory as they are.
+    pub resident_bytes: u64,
+}
+
+/// What each mechanism gave since the start, in bytes of guest memory: a page that left several times counts each time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Given {
+    /// Freed by guests and reported.
+    pub reported_bytes: u64,
+    /// Host memory that inflating balloons has freed.
+    pub balloon_bytes: u64,
+    /// Zero pages.
+    pub zero_bytes: u64,
+    /// Pages whose content was stored already.
+    pub duplicate_bytes: u64,
+    /// Pages that were compressed.
+    pub compressed_bytes: u64,
+    /// Pages written to the swap file.
+    pub swapped_bytes: u64,
+}
+
+/// A number in a VM's answer; one that is not there is zero.
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+impl Held {
+    /// From the answer to `GET /memory`.
+    pub fn of(memory: &Value) -> Self {
+        let pages = |state: &str| number(&memory["pages"][state]) * PAGE_SIZE;
+        Self {
+            untouched_bytes: pages("untouched"),
+            ballooned_bytes: number(&memory["balloon_inflated_bytes"]),
+            zero_bytes: pages("zero"),
+            duplicate_bytes: pages("duplicate"),
+            compressed_bytes: pages("compressed"),
+            compressed_held_bytes: number(&memory["compressed"]["held_bytes"]),
+            swapped_bytes: pages("swapped"),
+            resident_bytes: ["resident", "aside", "in_flight", "unknown"].into_iter().map(pages).sum(),
+        }
+    }
+
+    /// What has left guest memory and would have to be there otherwise.
+    pub fn away_bytes(&self) -> u64 {
+        self.zero_bytes + self.duplicate_bytes + self.compressed_bytes + self.swapped_bytes
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.untouched_bytes += other.untouched_bytes;
+        self.ballooned_bytes += other.ballooned_bytes;
+        self.zero_bytes += other.zero_bytes;
+        self.duplicate_bytes += other.duplicate_bytes;
+        self.compressed_bytes += other.compressed_bytes;
+        self.compressed_held_bytes += other.compressed_held_bytes;
+        self.swapped_bytes += other.swapped_bytes;
+        self.resident_bytes += other.resident_bytes;
+    }
+}
+
+impl Given {
+    /// From the answer to `GET /memory`.
+    pub fn of(memory: &Value) -> Self {
+        let pages = |home: &str| number(&memory["evictions"][home]) * PAGE_SIZE;
+        Self {
+            reported_bytes: number(&memory["reported_bytes"]),
+            balloon_bytes: number(&memory["pool"]["balloon_given_bytes"]),
+            zero_bytes: pages("zero"),
+            duplicate_bytes: pages("duplicate"),
+            compressed_bytes: pages("compressed"),
+            swapped_bytes: pages("swapped") + pages("written_back"),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.reported_bytes += other.reported_bytes;
+        self.balloon_bytes += other.balloon_bytes;
+        self.zero_bytes += other.zero_bytes;
+        self.duplicate_bytes += other.duplicate_bytes;
+        self.compressed_bytes += other.compressed_bytes;
+        self.swapped_bytes += other.swapped_bytes;
+    }
+}
+
+/// One guest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GuestAccount {
+    /// The most host memory it took.
+    pub peak_bytes: u64,
+    /// What it gave, when last asked.
+    pub given: Given,
+}
+
+/// All guests together.
+#[derive(Debug, Clone, Default)]
+pub struct Account {
+    /// Times it was looked at all guests together.
+    pub looks: u64,
+    /// Host memory they took when last looked.
+    pub taken_bytes: u64,
+    /// The most they took.
+    pub peak_bytes: u64,
+    /// When most of their memory was away.
+    pub fullest: Held,
+    /// Each of them, as they arrived.
+    pub guests: Vec<GuestAccount>,
+}
+
+impl Account {
+    /// Takes what each guest takes of the host at one moment; `None` for who is gone.
+    pub fn take_memory(&mut self, bytes: &[Option<u64>]) {
+        self.guests.resize(self.guests.len().max(bytes.len()), GuestAccount::default());
+        for (guest, bytes) in self.guests.iter_mut().zip(bytes) {
+            guest.peak_bytes = guest.peak_bytes.max(bytes.unwrap_or(0));
+        }
+        self.taken_bytes = bytes.iter().flatten().sum();
+        self.peak_bytes = self.peak_bytes.max(self.taken_bytes);
+        self.looks += 1;
+    }
+
+    /// Takes what the VMMs answered; `None` for who did not.
+    pub fn take_answers(&mut self, answers: &[Option<Value>]) {
+        self.guests.resize(self.guests.len().max(answers.len()), GuestAccount::default());
+        let mut held = Held::default();
+        for (guest, answer) in self.guests.iter_mut().zip(answers) {
+            let Some(memory) = answer else { continue };
+            guest.given = Given::of(memory);
+            held.add(&Held::of(memory));
+        }
+        if held.away_bytes() > self.fullest.away_bytes() {
+            self.fullest = held;
+        }
+    }
+
+    /// What all gave.
+    pub fn given(&self) -> Given {
+        let mut sum = Given::default();
+        self.guests.iter().for_each(|guest| sum.add(&guest.given));
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answer(pages: u64) -> Option<Value> {
+        Some(json!({
+            "pages": {"untouched": 1, "zero": pages, "duplicate": 2, "compressed": 3, "swapped": 4, "resident": 5,
+                      "aside": 6},
+            "compressed": {"held_bytes": 7}, "balloon_inflated_bytes": 8, "reported_bytes": 9,
+            "evictions": {"zero": pages, "duplicate": 10, "compressed": 11, "swapped": 12, "written_back": 13},
+            "pool": {"balloon_given_bytes": 14},
+        }))
+    }
+
+    #[test]
+    fn every_number_finds_its_place() {
+        let mut account = Account::default();
+        account.take_answers(&[answer(1), None, answer(2)]);
+        let held = Held {
+            untouched_bytes: 2 * PAGE_SIZE,
+            ballooned_bytes: 16,
+            zero_bytes: 3 * PAGE_SIZE,
+            duplicate_bytes: 4 * PAGE_SIZE,
+            compressed_bytes: 6 * PAGE_SIZE,
+            compressed_held_bytes: 14,
+            swapped_bytes: 8 * PAGE_SIZE,
+            resident_bytes: 22 * PAGE_SIZE,
+        };
+        let given = Given {
+            reported_bytes: 18,
+            balloon_bytes: 28,
+            zero_bytes: 3 * PAGE_SIZE,
+            duplicate_bytes: 20 * PAGE_SIZE,
+            compressed_bytes: 22 * PAGE_SIZE,
+            swapped_bytes: 50 * PAGE_SIZE,
+        };
+        assert_eq!((account.fullest, account.given()), (held, given));
+    }
+
+    #[test]
+    fn what_the_gone_gave_stays_and_what_they_held_does_not() {
+        let mut account = Account::default();
+        account.take_answers(&[answer(5), answer(1)]);
+        account.take_answers(&[None, answer(2)]);
+        assert_eq!(account.given().zero_bytes, 7 * PAGE_SIZE);
+        assert_eq!(account.fullest.zero_bytes, 6 * PAGE_SIZE, "it was fuller before");
+    }
+
+    #[test]
+    fn peaks_are_of_one_moment() {
+        let mut account = Account::default();
+        for bytes in [[Some(5), Some(1)], [Some(2), Some(3)], [None, Some(4)]] {
+            account.take_memory(&bytes);
+        }
+        assert_eq!((account.peak_bytes, account.taken_bytes, account.looks), (6, 4, 3));
+        assert_eq!(account.guests.iter().map(|guest| guest.peak_bytes).collect::<Vec<_>>(), [5, 4]);
+    }
+}
