@@ -85,7 +85,8 @@ impl Still {
         for pid in &still.0 {
             while fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
                 let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+                let (name, state) = stat.rsplit_once(") ").unwrap_or_default();
+                state.starts_with('R') && !name.contains("(vcpu")
             }) {
                 thread::yield_now();
             }

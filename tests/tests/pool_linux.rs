@@ -36,7 +36,7 @@ const CACHED_BYTES: usize = 48 << 20;
 /// A VM of this pool.
 fn member(folder: &Path, name: &str, arguments: &[&str]) -> Running {
     let mut command = Command::new(binary());
-    command.args(["run", "--name", name, "--pool"]).arg(folder.join("pool")).args(["--budget", "200M", "--swap"]);
+    command.args(["run", "--name", name, "--pool"]).arg(folder.join("pool")).args(["--budget", "170M", "--swap"]);
     command.arg(folder).arg("--api-sock").arg(folder.join(name)).args(["--sample-period", "1s"]).args(arguments);
     command.stdin(Stdio::piped());
     Running::spawn(command)
@@ -75,7 +75,7 @@ fn what_a_guest_does_not_need_is_the_others_until_it_does() {
     let disk = text(&disk);
     let arguments = [
         "--memory",
-        "192M",
+        "128M",
         "--kernel",
         &kernel,
         "--initrd",

@@ -35,7 +35,10 @@ impl Drop for Still<'_> {
 fn is_running(pid: u32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
         let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('R'))
+        // A virtual CPU may turn round and round in the kernel, in a fault that nobody answers now: it cannot bring in a page,
+        // nor move one.
+        let (name, state) = stat.rsplit_once(") ").unwrap_or_default();
+        state.starts_with('R') && !name.contains("(vcpu")
     })
 }
 
