@@ -1,5 +1,6 @@
 //! The threads that keep a VM within its limit: they look, let `plan` decide, and move pages.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -122,7 +123,7 @@ impl Reclaimer {
         let wanted = plan.store_pages.min(spare_pages).min(PAGES_PER_STEP);
         let (mut outcome, mut looks) = (StoreOutcome::default(), 0);
         while outcome.stored < wanted && looks < LOOKS_PER_STEP {
-            let Some(gfns) = self.lock().hands.next_to_store() else { break };
+            let Some(gfns) = self.next_to_store(plan.aside_pages == 0 && self.rounds() == round) else { break };
             self.storer.store(&self.paged, gfns, &mut self.bench);
             outcome = self.storer.gathered();
             looks += 1;
@@ -139,6 +140,19 @@ impl Reclaimer {
             return false;
         }
         true
+    }
+
+    /// The second hand's next pages. Samples lie aside anywhere: where there are enough of them nothing has to be moved, and
+    /// the first hand goes on without, or the second would wait behind it for ever.
+    fn next_to_store(&self, goes_on: bool) -> Option<Range<u64>> {
+        let mut progress = self.lock();
+        if let Some(gfns) = progress.hands.next_to_store() {
+            return Some(gfns);
+        }
+        if goes_on {
+            progress.hands.next_to_evict();
+        }
+        progress.hands.next_to_store()
     }
 
     /// Notes what came of a step; true when nothing more can be evicted.

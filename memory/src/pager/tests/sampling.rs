@@ -61,3 +61,19 @@ fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
     assert!(statistics.charge_bytes > 5 * MIB, "no more than was wanted: {statistics:?}");
     guest.soon(|| (0..2048).for_each(|gfn| assert_eq!(guest.read(gfn), [gfn as u8 | 1; PAGE_BYTES])));
 }
+
+#[test]
+fn what_only_samples_have_moved_aside_is_stored_too() {
+    for method in methods() {
+        let guest = Guest::new(&[0..32 * MIB], with_swap(method));
+        (0..8192).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
+        // Of a guest that touches nothing, samples leave more aside than has to go.
+        while guest.pager.statistics().pages.aside < 6000 {
+            guest.pager.begin_sample(1000).unwrap();
+        }
+        guest.pager.set_limits(Limits::alone(Some(20 * MIB))).unwrap();
+        guest.wait_until("below the limit", |statistics| statistics.charge_bytes <= 20 * MIB);
+        (0..8192).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn), "{gfn}"));
+        guest.check_no_failure();
+    }
+}
