@@ -19,8 +19,9 @@ fn a_sample_tells_how_much_a_guest_touches() {
         // A third of what there is, twice, and 64 new pages (which come in clusters).
         let read = |gfns: Range<u64>| gfns.for_each(|gfn| assert_eq!(guest.read(gfn)[0] & !7, 0));
         guest.soon(|| (read(4096..5120), read(4096..5120), read(5120..5184)));
-        let touches = guest.pager.touches(&sample);
+        // A page is noted a moment after its reader goes on.
         guest.at_rest();
+        let touches = guest.pager.touches(&sample);
         assert!((60..140).contains(&touches.sampled_touched_pages), "{touches:?}");
         assert_eq!(touches.arrived_pages, 64, "{touches:?}");
 
@@ -29,6 +30,7 @@ fn a_sample_tells_how_much_a_guest_touches() {
         let aside_pages = 300 - touches.sampled_touched_pages;
         assert_eq!(guest.pager.touches(&sample).resident_pages, 3072 + 64 - aside_pages);
         guest.soon(|| read(0..2048));
+        guest.at_rest();
         assert_eq!(guest.pager.touches(&sample).arrived_pages, aside_pages);
         guest.pager.end_sample();
         guest.soon(|| read(5184..5200));
