@@ -82,6 +82,7 @@ impl Still {
         let still = Self(processes.into_iter().map(|pid| pid as libc::pid_t).collect());
         still.signal(libc::SIGSTOP);
         // One that sleeps goes on sleeping: in a fault that nobody answers now it cannot be stopped, nor does it do anything.
+        // A virtual CPU may even turn round and round there, in the kernel: it cannot bring in a page, nor move one.
         for pid in &still.0 {
             while fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten().any(|task| {
                 let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();

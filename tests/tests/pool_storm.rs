@@ -269,11 +269,11 @@ fn touches_per_second(running: &mut Running) -> u64 {
 
 #[test]
 fn working_sets_of_half_as_much_again_as_the_budget_are_shared_steadily() {
-    const PERIOD_SECONDS: f64 = 2.0;
-    const WALK_SECONDS: u32 = 16;
+    const PERIOD_SECONDS: f64 = 5.0;
+    const WALK_SECONDS: u32 = 26;
     let mut storm = Storm::new(120);
     for seed in 0..4 {
-        storm.start(64, &thrashing(WALK_SECONDS, seed), &["--sample-period", "2s"]);
+        storm.start(64, &thrashing(WALK_SECONDS, seed), &["--sample-pages", "400"]);
     }
     for member in &mut storm.members {
         member.running.wait_for_phase("fill");
@@ -287,7 +287,7 @@ fn working_sets_of_half_as_much_again_as_the_budget_are_shared_steadily() {
     watch.finish().expect_within(storm.budget_bytes());
     let budget_bytes = storm.budget_bytes();
     storm.stop();
-    let moves = grant_moves(&course, 3.0 * PERIOD_SECONDS, PERIOD_SECONDS);
+    let moves = grant_moves(&course, 2.0 * PERIOD_SECONDS, PERIOD_SECONDS);
     let most = moves.iter().copied().max().expect("some periods were seen");
     println!(
         "grants moved by at most {most} bytes a period, {:.2} % of the budget",
@@ -298,7 +298,7 @@ fn working_sets_of_half_as_much_again_as_the_budget_are_shared_steadily() {
     // The same where each has its quarter, less what its process takes.
     let arguments = ["--memory", "64M", "--cpus", "1", "--resident", "26M", "--swap", "SWAP"];
     let mut alone: Vec<PagedVm> =
-        (0..4).map(|seed| PagedVm::start(&thrashing(WALK_SECONDS / 2, seed), &arguments)).collect();
+        (0..4).map(|seed| PagedVm::start(&thrashing(WALK_SECONDS / 4, seed), &arguments)).collect();
     let split: u64 = alone.iter_mut().map(|vm| touches_per_second(&mut vm.running)).sum();
     alone.into_iter().for_each(|vm| drop(vm.stop()));
     println!("touches a second: {pooled} in the pool, {split} with a static split");

@@ -19,6 +19,7 @@ fn a_sample_tells_how_much_a_guest_touches() {
         // A third of what there is, twice, and 64 new pages (which come in clusters).
         let read = |gfns: Range<u64>| gfns.for_each(|gfn| assert_eq!(guest.read(gfn)[0] & !7, 0));
         guest.soon(|| (read(4096..5120), read(4096..5120), read(5120..5184)));
+        // A page is noted a moment after its reader goes on.
         guest.at_rest();
         let touches = guest.pager.touches(&sample);
         assert!((60..140).contains(&touches.sampled_touched_pages), "{touches:?}");
@@ -77,4 +78,20 @@ fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
     let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 6 * MIB);
     assert!(statistics.charge_bytes > 5 * MIB, "no more than was wanted: {statistics:?}");
     guest.soon(|| (0..2048).for_each(|gfn| assert_eq!(guest.read(gfn), [gfn as u8 | 1; PAGE_BYTES])));
+}
+
+#[test]
+fn what_only_samples_have_moved_aside_is_stored_too() {
+    for method in methods() {
+        let guest = Guest::new(&[0..32 * MIB], with_swap(method));
+        (0..8192).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
+        // Of a guest that touches nothing, samples leave more aside than has to go.
+        while guest.pager.statistics().pages.aside < 6000 {
+            guest.pager.begin_sample(1000).unwrap();
+        }
+        guest.pager.set_limits(Limits::alone(Some(20 * MIB))).unwrap();
+        guest.wait_until("below the limit", |statistics| statistics.charge_bytes <= 20 * MIB);
+        (0..8192).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn), "{gfn}"));
+        guest.check_no_failure();
+    }
 }
