@@ -75,7 +75,9 @@ fn what_a_guest_does_not_need_is_the_others_until_it_does() {
     let disk = text(&disk);
     let arguments = [
         "--memory",
-        "128M",
+        "192M",
+        "--balloon-max",
+        "90",
         "--kernel",
         &kernel,
         "--initrd",

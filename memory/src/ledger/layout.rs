@@ -201,6 +201,7 @@ fn encode_report(report: &Report, encoder: &mut Encoder<'_>) {
     encoder.u64(report.zero_bytes);
     encoder.u64(report.ballooned_bytes);
     encoder.u64(report.balloon_target_bytes);
+    encoder.u64(report.balloon_most_bytes);
     encoder.u64(report.balloon_given_bytes);
     encoder.u64(report.reported_bytes);
     encoder.option(report.guest_free_bytes);
@@ -233,6 +234,7 @@ fn decode_report(decoder: &mut Decoder<'_>) -> Option<Report> {
         zero_bytes: decoder.u64()?,
         ballooned_bytes: decoder.u64()?,
         balloon_target_bytes: decoder.u64()?,
+        balloon_most_bytes: decoder.u64()?,
         balloon_given_bytes: decoder.u64()?,
         reported_bytes: decoder.u64()?,
         guest_free_bytes: decoder.option()?,
@@ -289,6 +291,7 @@ impl Report {
             zero_bytes: part(self.zero_bytes),
             ballooned_bytes: part(self.ballooned_bytes),
             balloon_target_bytes: part(self.balloon_target_bytes),
+            balloon_most_bytes: part(self.balloon_most_bytes),
             guest_free_bytes: self.guest_free_bytes.map(part),
             ..*self
         }

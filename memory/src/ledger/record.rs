@@ -78,6 +78,8 @@ pub struct Report {
     pub ballooned_bytes: u64,
     /// What the guest was asked to have in it.
     pub balloon_target_bytes: u64,
+    /// The most it may be asked to hold: less than its own limit while the guest suffers.
+    pub balloon_most_bytes: u64,
     /// Host memory that inflating it has freed, in total.
     pub balloon_given_bytes: u64,
     /// Bytes the guest has reported as free, in total.

@@ -25,8 +25,6 @@ pub(super) struct Circumstances {
     pub now_ns: u64,
     /// Memory of the host that can be had, if it is known.
     pub host_available_bytes: Option<u64>,
-    /// The most a balloon may hold of its guest.
-    pub balloon_max_percent: u8,
 }
 
 impl Leader {
@@ -85,7 +83,6 @@ impl Leader {
             free_bytes,
             reserve_bytes: watermarks.line_bytes(Level::Low, settings.budget_bytes) / RESERVE_PART,
             watermarks,
-            balloon_max_percent: circumstances.balloon_max_percent,
         };
         let orders: Vec<(MemberId, Orders)> = view
             .members
@@ -178,6 +175,7 @@ fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64) -> Standing {
         reservation_bytes: member.identity.reservation_bytes,
         size_bytes: member.identity.size_bytes,
         ballooned_bytes: report.ballooned_bytes,
+        balloon_most_bytes: report.balloon_most_bytes,
         guest_free_bytes: report.guest_free_bytes,
         balloon: report.balloon,
         wants_growth: report.wants_growth,
@@ -242,7 +240,7 @@ mod tests {
     }
 
     fn at(now_ns: u64) -> Circumstances {
-        Circumstances { now_ns, host_available_bytes: None, balloon_max_percent: 65 }
+        Circumstances { now_ns, host_available_bytes: None }
     }
 
     fn decide(leader: &mut Leader, view: &PoolView, now_ns: u64) -> Round {

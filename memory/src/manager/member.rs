@@ -226,11 +226,7 @@ impl Member {
         if self.leading.is_none() && !self.may_lead() {
             return Ok(());
         }
-        let circumstances = Circumstances {
-            now_ns: now_ns(),
-            host_available_bytes: self.host_available_bytes,
-            balloon_max_percent: self.config.balloon_max_percent,
-        };
+        let circumstances = Circumstances { now_ns: now_ns(), host_available_bytes: self.host_available_bytes };
         if let Some((leadership, leader)) = &mut self.leading
             && let Some(round) = leader.round(view, &circumstances)
         {
@@ -342,7 +338,8 @@ impl Member {
         let estimate = self.tracker.estimate(pager);
         let balloon_view = balloon.as_deref().map(balloon_view).unwrap_or_default();
         let (health, most_bytes) = self.watch.look(&balloon_view, now);
-        self.balloon_most_bytes = most_bytes;
+        let size_bytes = self.membership.identity().size_bytes;
+        self.balloon_most_bytes = most_bytes.min(size_bytes / 100 * u64::from(self.config.balloon_max_percent));
         // What the balloon took the guest could use.
         let touched_bytes = if usage.is_armed { usage.touched_pages * PAGE_SIZE } else { guest_charge_bytes };
         let report = Report {
@@ -362,6 +359,7 @@ impl Member {
             balloon_target_bytes: balloon_view.target_bytes,
             guest_free_bytes: guest_free_bytes(&balloon_view),
             balloon: health,
+            balloon_most_bytes: self.balloon_most_bytes,
             can_reclaim: self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted,
             grow_to_bytes: self.in_force.1,
             orders_time_ns: self.in_force.0,

@@ -27,6 +27,7 @@ pub fn member(name: &str, slot: u16) -> MemberView {
             own_bytes: mib(4),
             grow_to_bytes: mib(127),
             orders_time_ns: 900_000_000,
+            balloon_most_bytes: mib(320),
             balloon_given_bytes: mib(55),
             reported_bytes: mib(10),
             touched_bytes: mib(400),

@@ -85,6 +85,7 @@ fn report(number: u64) -> Report {
         own_bytes: number,
         grow_to_bytes: number,
         orders_time_ns: number,
+        balloon_most_bytes: number,
         balloon_given_bytes: number,
         reported_bytes: number,
         touched_bytes: number,

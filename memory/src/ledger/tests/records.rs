@@ -37,7 +37,7 @@ prop_compose! {
     ) -> Report {
         let [time_ns, refaults, refaulted_bytes, stall_ns, evicted_pages, over_limit_pages, orders_time_ns] = times;
         let [charge_bytes, touched_bytes, active_bytes, resident_bytes, shared_bytes, own_bytes, grow_to_bytes, ..] = bytes;
-        let [.., balloon_given_bytes, reported_bytes, _, _, _, _, _] = bytes;
+        let [.., balloon_most_bytes, balloon_given_bytes, reported_bytes, _, _, _, _, _] = bytes;
         let [.., compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes] = bytes;
         let [active_fast_bytes, active_slow_bytes, guest_free_bytes] = options;
         let balloon = BalloonHealth::from_number(balloon).unwrap();
@@ -46,6 +46,7 @@ prop_compose! {
             shared_bytes, compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes,
             guest_free_bytes, balloon, wants_growth, can_reclaim, refaults, refaulted_bytes, stall_ns, evicted_pages,
             over_limit_pages, flags, own_bytes, grow_to_bytes, orders_time_ns, balloon_given_bytes, reported_bytes,
+            balloon_most_bytes,
         }
     }
 }

@@ -10,15 +10,10 @@ const STEP_PART: u64 = 16;
 /// does not use, too little to hurt in one round.
 const PRESS_PART: u64 = 64;
 
-/// What a balloon may hold at most.
-fn most_bytes(pool: &Pool, member: &Standing) -> u64 {
-    (u128::from(member.size_bytes) * u128::from(pool.balloon_max_percent.min(100)) / 100) as u64
-}
-
 /// Whether a balloon can be asked for more.
-pub(super) fn has_room(pool: &Pool, member: &Standing) -> bool {
+pub(super) fn has_room(member: &Standing) -> bool {
     member.balloon == BalloonHealth::Working
-        && member.ballooned_bytes.saturating_add(PAGE_SIZE) <= most_bytes(pool, member)
+        && member.ballooned_bytes.saturating_add(PAGE_SIZE) <= member.balloon_most_bytes
 }
 
 /// The targets. Of the parts to be given, those that balloons are asked for are set to 0: the others are the pager's.
@@ -26,11 +21,11 @@ pub(super) fn targets(pool: &Pool, level: Level, members: &[Standing], parts: &m
     let spare = spare(pool, level, members);
     let target = |((member, part), spare): ((&Standing, &mut u64), u64)| {
         let kept_bytes = member.ballooned_bytes - demanded_bytes(member).max(spare);
-        let asked_bytes = match has_room(pool, member) {
+        let asked_bytes = match has_room(member) {
             true => std::mem::take(part).min(step_bytes(member)),
             false => 0,
         };
-        kept_bytes.saturating_add(asked_bytes).min(most_bytes(pool, member)) / PAGE_SIZE * PAGE_SIZE
+        kept_bytes.saturating_add(asked_bytes).min(member.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE
     };
     members.iter().zip(parts).zip(spare).map(target).collect()
 }

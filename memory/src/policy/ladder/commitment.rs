@@ -22,14 +22,7 @@ mod tests {
     use crate::policy::watermark::{Level, Watermarks};
 
     fn pool(budget_bytes: u64) -> Pool {
-        Pool {
-            level: Level::High,
-            budget_bytes,
-            free_bytes: 0,
-            reserve_bytes: 10,
-            watermarks: Watermarks::default(),
-            balloon_max_percent: 65,
-        }
+        Pool { level: Level::High, budget_bytes, free_bytes: 0, reserve_bytes: 10, watermarks: Watermarks::default() }
     }
 
     fn holding(charge_bytes: u64, committed_bytes: u64) -> Standing {

@@ -67,6 +67,8 @@ pub struct Standing {
     pub size_bytes: u64,
     /// What its balloon holds.
     pub ballooned_bytes: u64,
+    /// The most its balloon may be asked to hold.
+    pub balloon_most_bytes: u64,
     /// What the guest could use without paging, by its own statistics.
     pub guest_free_bytes: Option<u64>,
     /// Whether its balloon can be counted on.
@@ -124,8 +126,6 @@ pub struct Pool {
     pub reserve_bytes: u64,
     /// The lines between the levels.
     pub watermarks: Watermarks,
-    /// A balloon holds at most this part of its guest.
-    pub balloon_max_percent: u8,
 }
 
 impl Pool {
@@ -169,7 +169,7 @@ impl Pool {
             return vec![0; members.len()];
         }
         let goal_bytes = self.line_bytes(Level::High).saturating_add(wanted_bytes);
-        let can_give = |member: &Standing| member.has_backing || balloon::has_room(self, member);
+        let can_give = |member: &Standing| member.has_backing || balloon::has_room(member);
         let excesses: Vec<u64> =
             members.iter().map(|member| if can_give(member) { member.excess_bytes() } else { 0 }).collect();
         divide(self.missing_bytes(goal_bytes, members), &excesses)

@@ -13,6 +13,7 @@ fn member(charge_mib: u64, grant_mib: u64) -> Standing {
         most_bytes: 1000 * MIB,
         charge_bytes: charge_mib * MIB,
         size_bytes: 1000 * MIB,
+        balloon_most_bytes: 650 * MIB,
         balloon: BalloonHealth::Working,
         has_backing: true,
         ..Standing::default()
@@ -40,7 +41,6 @@ fn orders(level: Level, members: &[Standing]) -> Vec<Orders> {
         free_bytes: BUDGET_BYTES as i64 - charges as i64,
         reserve_bytes: 0,
         watermarks: Watermarks::default(),
-        balloon_max_percent: 65,
     };
     pool.orders(members)
 }
@@ -195,7 +195,6 @@ fn a_reserve_beyond_the_lines_is_no_deadlock() {
         free_bytes: 70 * MIB as i64,
         reserve_bytes: 70 * MIB,
         watermarks: Watermarks::default(),
-        balloon_max_percent: 65,
     };
     let orders = pool.orders(&members);
     assert_eq!(grow_to_mib(&orders), [600, 330], "there is nothing to deal");

@@ -15,13 +15,13 @@ prop_compose! {
     fn standing()(
         grant_bytes in size(), most_bytes in size(), charge_bytes in size(), reservation_bytes in size(), size_bytes in size(),
         ballooned_bytes in size(), guest_free_bytes in proptest::option::of(size()), balloon in 0..3usize,
-        wants_growth: bool, has_backing: bool,
+        wants_growth: bool, has_backing: bool, balloon_most_bytes in size(),
     ) -> Standing {
         let balloon = [BalloonHealth::Working, BalloonHealth::Absent, BalloonHealth::Stalled][balloon];
         Standing {
             committed_bytes: 0,
             grant_bytes, most_bytes, charge_bytes, reservation_bytes, size_bytes, ballooned_bytes, guest_free_bytes, balloon,
-            wants_growth, has_backing,
+            wants_growth, has_backing, balloon_most_bytes,
         }
     }
 }
@@ -29,10 +29,10 @@ prop_compose! {
 prop_compose! {
     fn pool()(
         level in 0..5usize, budget_bytes in size(), free_bytes in prop_oneof![(0..1i64 << 40), any::<i64>()],
-        reserve_bytes in prop_oneof![Just(0), 0..100 * MIB, any::<u64>()], balloon_max_percent in 0..=100u8,
+        reserve_bytes in prop_oneof![Just(0), 0..100 * MIB, any::<u64>()],
     ) -> Pool {
         let level = Level::ALL[level];
-        Pool { level, budget_bytes, free_bytes, reserve_bytes, watermarks: Watermarks::default(), balloon_max_percent }
+        Pool { level, budget_bytes, free_bytes, reserve_bytes, watermarks: Watermarks::default() }
     }
 }
 
@@ -65,8 +65,7 @@ proptest! {
             prop_assert!(orders.reclaim_to_bytes.is_none_or(|bytes| bytes >= promised_bytes), "{member:?} {orders:?}");
             prop_assert!(orders.grow_to_bytes >= promised_bytes, "{member:?} {orders:?}");
             prop_assert!(member.has_backing || orders.reclaim_to_bytes.is_none(), "reclaim is off");
-            let most = u128::from(member.size_bytes) * u128::from(pool.balloon_max_percent) / 100;
-            prop_assert!(u128::from(orders.balloon_target_bytes) <= most);
+            prop_assert!(orders.balloon_target_bytes <= member.balloon_most_bytes);
             let grows = orders.balloon_target_bytes > member.ballooned_bytes;
             prop_assert!(!grows || member.balloon == BalloonHealth::Working && member.charge_bytes > member.grant_bytes);
         }

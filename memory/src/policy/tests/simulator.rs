@@ -99,6 +99,7 @@ impl Guest {
             reservation_bytes: self.reservation_bytes,
             size_bytes: self.size_bytes,
             ballooned_bytes: self.ballooned_bytes,
+            balloon_most_bytes: self.size_bytes / 100 * 65,
             guest_free_bytes: None,
             balloon: match self.balloon {
                 Balloon::Prompt => BalloonHealth::Working,
@@ -188,7 +189,6 @@ impl Simulator {
             free_bytes,
             reserve_bytes: self.reserve_bytes,
             watermarks,
-            balloon_max_percent: 65,
         };
         let orders = pool.orders(&standings);
         let allowed_bytes = self.held_bytes().max(self.budget_bytes - self.reserve_bytes);
