@@ -78,6 +78,9 @@ fn what_a_guest_does_not_need_is_the_others_until_it_does() {
         "192M",
         "--balloon-max",
         "90",
+        // It is the poorer: with equal shares it would have no more than its part.
+        "--shares",
+        "100",
         "--kernel",
         &kernel,
         "--initrd",
