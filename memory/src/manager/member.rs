@@ -32,6 +32,10 @@ const ORDERS_PERIOD: Duration = Duration::from_secs(1);
 /// How often is looked at what changes slowly: the process's own memory, the guest's statistics, the host.
 const SLOW: Duration = Duration::from_secs(1);
 
+/// How long a guest that has waited at its grant keeps room free by itself: waiting for an order each time takes longer than
+/// many pages do.
+const EXCHANGE: Duration = Duration::from_secs(1);
+
 /// The guest, once it is there.
 struct Guest {
     pager: Arc<Pager>,
@@ -54,6 +58,8 @@ pub struct Member {
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
     wants_more: bool,
+    /// When the guest was last seen to wait for room.
+    waited: Option<Instant>,
     /// The most the balloon may be asked to hold.
     balloon_most_bytes: u64,
     proactive: Proactive,
@@ -84,6 +90,7 @@ impl Member {
             host_available_bytes: None,
             looked: None,
             wants_more: false,
+            waited: None,
             balloon_most_bytes: 0,
             proactive: Proactive::default(),
             handle: Arc::default(),
@@ -163,8 +170,11 @@ impl Member {
         }
         let Some(standing) = self.membership.orders() else { return Ok(pause.min(PRESSED)) };
         self.count(now, &standing, &report);
+        if report.wants_growth {
+            self.waited = Some(now);
+        }
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
-        self.follow(&standing, &report)?;
+        self.follow(&standing, &report, now)?;
         if let Some(Guest { pager, .. }) = &self.guest {
             if self.config.track || self.config.reclaim == ReclaimMode::Proactive || !is_at_rest {
                 self.tracker.step(pager, now)?;
@@ -237,7 +247,7 @@ impl Member {
     }
 
     /// Does what the leader wants.
-    fn follow(&mut self, standing: &StandingOrders, report: &Report) -> Result<(), ManagerError> {
+    fn follow(&mut self, standing: &StandingOrders, report: &Report, now: Instant) -> Result<(), ManagerError> {
         let orders = standing.orders;
         if standing.is_stale(now_ns(), ORDERS_PERIOD) {
             // The leader has stopped. Nobody knows what others take: this VM does not grow, and changes pages with itself. What
@@ -254,9 +264,12 @@ impl Member {
         self.kept_bytes = None;
         self.in_force = (standing.time_ns, orders.grow_to_bytes);
         let goal_bytes = self.proactive_goal(report);
+        let is_at_grant = orders.grow_to_bytes >= orders.grant_bytes;
+        let waited_lately = self.waited.is_some_and(|waited| now.duration_since(waited) < EXCHANGE);
+        let exchange_bytes = (is_at_grant && waited_lately).then_some(orders.grow_to_bytes);
         self.keep_to(Limits {
             grow_to_bytes: Some(orders.grow_to_bytes),
-            reclaim_to_bytes: orders.reclaim_to_bytes.into_iter().chain(goal_bytes).min(),
+            reclaim_to_bytes: orders.reclaim_to_bytes.or(exchange_bytes).into_iter().chain(goal_bytes).min(),
             is_firm: true,
         })?;
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
