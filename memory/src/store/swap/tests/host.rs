@@ -170,7 +170,8 @@ fn holes_give_blocks_back() {
     assert_eq!(blocks(), full, "freeing alone does no I/O");
     assert_eq!(swap.statistics().reclaimable_bytes, 4 << 20);
     assert_eq!(swap.punch_holes(16), 4 << 20);
-    assert!(blocks() <= full - (4 << 20), "{} of {full}", blocks());
+    // The file system may need a block or two more to note where the pieces are.
+    assert!(blocks() <= full - (4 << 20) + (16 << 10), "{} of {full}", blocks());
     for slot in slots[..512].iter().chain(&slots[1536..]) {
         assert!(read_one(&swap, *slot).unwrap().0 == page(slot.index().into()).0);
         swap.free(*slot).unwrap();
