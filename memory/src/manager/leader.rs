@@ -72,10 +72,7 @@ impl Leader {
             .iter()
             .zip(&claims)
             .zip(&grants)
-            .map(|((member, claim), &grant_bytes)| Standing {
-                committed_bytes: self.committed_bytes(member),
-                ..standing(member, claim, grant_bytes)
-            })
+            .map(|((member, claim), &grant_bytes)| standing(member, claim, grant_bytes, self.committed_bytes(member)))
             .collect();
         let pool = Pool {
             level: self.level,
@@ -165,13 +162,13 @@ fn claim(member: &MemberView) -> Claim {
     }
 }
 
-fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64) -> Standing {
+fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64, committed_bytes: u64) -> Standing {
     let report = &member.report;
     Standing {
         grant_bytes,
         most_bytes: claim.most_bytes,
         charge_bytes: report.charge_bytes,
-        committed_bytes: report.charge_bytes,
+        committed_bytes,
         reservation_bytes: member.identity.reservation_bytes,
         size_bytes: member.identity.size_bytes,
         ballooned_bytes: report.ballooned_bytes,

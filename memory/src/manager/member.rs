@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::activity::{Tracker, WriteSampler};
+use crate::activity::{Estimate, Tracker, WriteSampler};
 use crate::balloon::Balloon;
 use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
 use crate::pager::{Limits, Pager, PagerUsage};
@@ -40,6 +40,10 @@ const EXCHANGE: Duration = Duration::from_secs(1);
 struct Guest {
     pager: Arc<Pager>,
     balloon: Option<Arc<dyn Balloon>>,
+    /// What it used at the last look.
+    usage: PagerUsage,
+    /// What it worked with by then.
+    estimate: Option<Estimate>,
 }
 
 /// See the top of this file.
@@ -119,7 +123,9 @@ impl Member {
             let report = self.report(now)?;
             self.membership.publish(&report)?;
             let view = self.membership.members()?;
-            self.lead(&view)?;
+            if self.leads() {
+                self.lead(&view)?;
+            }
             if let Some(standing) = self.membership.orders() {
                 self.in_force = (standing.time_ns, standing.orders.grow_to_bytes);
             }
@@ -149,8 +155,8 @@ impl Member {
             self.tracker.watch_writes(writes);
         }
         self.own_bytes = own::own_bytes(&pager).map_err(ManagerError::Proc)?;
-        self.guest = Some(Guest { pager, balloon });
-        self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), ..self.unlimited() })
+        self.guest = Some(Guest { usage: pager.usage(), estimate: None, pager, balloon });
+        self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), reclaim_to_bytes: None, is_firm: true })
     }
 
     /// One look round. Returns how long to rest.
@@ -161,7 +167,7 @@ impl Member {
         let report = self.report(now)?;
         self.membership.publish(&report)?;
         let mut pause = CALM;
-        if self.leading.is_some() || self.may_lead() {
+        if self.leads() {
             let view = self.membership.members()?;
             self.lead(&view)?;
             if view.members.iter().any(|member| member.report.wants_growth) {
@@ -199,11 +205,10 @@ impl Member {
     fn count(&mut self, now: Instant, standing: &StandingOrders, report: &Report) {
         let totals = Totals {
             evicted_pages: report.evicted_pages,
-            written_pages: self.guest.as_ref().map_or(0, |guest| guest.pager.usage().written_pages),
+            written_pages: self.guest.as_ref().map_or(0, |guest| guest.usage.written_pages),
             balloon_given_bytes: report.balloon_given_bytes,
         };
         let (looked, before) = self.counted.replace((now, totals)).unwrap_or((now, totals));
-        let active = self.guest.as_ref().and_then(|guest| self.tracker.estimate(&guest.pager));
         self.handle.update(|statistics| {
             statistics.count(standing.level, now.duration_since(looked), before, totals, report.wants_growth);
             statistics.leads = self.leading.is_some();
@@ -212,7 +217,7 @@ impl Member {
             statistics.reclaim_to_bytes = standing.orders.reclaim_to_bytes;
             statistics.charge_bytes = report.charge_bytes;
             statistics.own_bytes = report.own_bytes;
-            statistics.active = active;
+            statistics.active = self.guest.as_ref().and_then(|guest| guest.estimate);
             statistics.sample_periods = self.tracker.periods();
             statistics.balloon = report.balloon;
             statistics.manual_balloon_bytes = self.handle.manual_balloon_bytes();
@@ -220,7 +225,11 @@ impl Member {
         });
     }
 
-    fn may_lead(&mut self) -> bool {
+    /// Whether this member decides for all: it does if nobody else did.
+    fn leads(&mut self) -> bool {
+        if self.leading.is_some() {
+            return true;
+        }
         let Some(leadership) = self.membership.try_lead() else { return false };
         match self.membership.members() {
             Ok(view) => {
@@ -231,11 +240,8 @@ impl Member {
         }
     }
 
-    /// Decides for all, if this member leads.
+    /// Decides for all.
     fn lead(&mut self, view: &PoolView) -> Result<(), ManagerError> {
-        if self.leading.is_none() && !self.may_lead() {
-            return Ok(());
-        }
         let circumstances = Circumstances { now_ns: now_ns(), host_available_bytes: self.host_available_bytes };
         if let Some((leadership, leader)) = &mut self.leading
             && let Some(round) = leader.round(view, &circumstances)
@@ -263,7 +269,7 @@ impl Member {
         }
         self.kept_bytes = None;
         self.in_force = (standing.time_ns, orders.grow_to_bytes);
-        let goal_bytes = self.proactive_goal(report);
+        let goal_bytes = self.proactive_goal(report, now);
         let is_at_grant = orders.grow_to_bytes >= orders.grant_bytes;
         let waited_lately = self.waited.is_some_and(|waited| now.duration_since(waited) < EXCHANGE);
         let exchange_bytes = (is_at_grant && waited_lately).then_some(orders.grow_to_bytes);
@@ -280,16 +286,11 @@ impl Member {
     }
 
     /// What to give pages down to although nobody needs them now.
-    fn proactive_goal(&mut self, report: &Report) -> Option<u64> {
-        let Guest { pager, .. } = self.guest.as_ref()?;
-        let estimate = self.tracker.estimate(pager).filter(|_| self.config.reclaim == ReclaimMode::Proactive)?;
+    fn proactive_goal(&mut self, report: &Report, now: Instant) -> Option<u64> {
+        let Guest { usage, estimate, .. } = self.guest.as_ref()?;
+        let estimate = estimate.filter(|_| self.config.reclaim == ReclaimMode::Proactive)?;
         let working_set_bytes = estimate.active_bytes + report.own_bytes;
-        self.proactive.goal_bytes(Instant::now(), &pager.usage(), report.charge_bytes, working_set_bytes)
-    }
-
-    /// Limits of this member alone.
-    fn unlimited(&self) -> Limits {
-        Limits { grow_to_bytes: Some(MAXIMUM_BYTES), reclaim_to_bytes: None, is_firm: true }
+        self.proactive.goal_bytes(now, usage, report.charge_bytes, working_set_bytes)
     }
 
     /// Puts limits on what the whole process costs in force, and the member's own limit beside them.
@@ -317,7 +318,7 @@ impl Member {
             self.looked = Some(now);
             self.host_available_bytes = budget::available_bytes();
         }
-        let Some(Guest { pager, balloon }) = &self.guest else {
+        let Some(Guest { pager, balloon, usage, estimate }) = &mut self.guest else {
             let own_bytes = own::resident_bytes().map_err(ManagerError::Proc)?;
             // What was given for loading is held, or it would be given to others meanwhile.
             let held_bytes = if self.in_force.1 < MAXIMUM_BYTES { own_bytes.max(self.in_force.1) } else { own_bytes };
@@ -333,7 +334,8 @@ impl Member {
                 ..Report::default()
             });
         };
-        let usage = pager.usage();
+        *usage = pager.usage();
+        *estimate = self.tracker.estimate(pager);
         if is_time {
             if usage.is_armed {
                 let own_bytes = own::own_bytes(pager).map_err(ManagerError::Proc)?;
@@ -348,7 +350,6 @@ impl Member {
         } else {
             own::resident_bytes().map_err(ManagerError::Proc)?.saturating_sub(self.own_bytes)
         };
-        let estimate = self.tracker.estimate(pager);
         let balloon_view = balloon.as_deref().map(balloon_view).unwrap_or_default();
         let (health, most_bytes) = self.watch.look(&balloon_view, now);
         let size_bytes = self.membership.identity().size_bytes;
@@ -363,7 +364,7 @@ impl Member {
             active_bytes: estimate.map_or(guest_charge_bytes, |estimate| estimate.active_bytes),
             active_fast_bytes: estimate.map(|estimate| estimate.fast_bytes),
             active_slow_bytes: estimate.map(|estimate| estimate.slow_bytes),
-            ..usage_report(&usage)
+            ..usage_report(usage)
         };
         Ok(Report {
             ballooned_bytes: balloon_view.inflated_bytes,
