@@ -11,6 +11,7 @@ mod balloon;
 pub mod ledger;
 pub mod manager;
 mod mapping;
+mod meminfo;
 pub mod page_table;
 pub mod pager;
 pub mod policy;
@@ -20,5 +21,6 @@ mod userfault;
 
 pub use balloon::{Balloon, BalloonStatistics};
 pub use mapping::MappingError;
+pub use meminfo::Meminfo;
 pub use ram::{GuestRam, Memory, PAGE_SIZE, Paging, Pin, RamError, RamRegion};
 pub use userfault::{UserfaultError, UserfaultSupport};

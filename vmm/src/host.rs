@@ -1,9 +1,9 @@
 //! What this host's KVM is and can do.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
+use cistern_memory::Meminfo;
 use kvm_ioctls::{Cap, Kvm};
 
 /// KVM's device node.
@@ -100,10 +100,6 @@ fn cpuid_physical_address_bits() -> u32 {
 
 /// Memory and swap of the host, bytes, from `/proc/meminfo`; `None` where it cannot be read.
 pub fn host_memory_bytes() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| -> Option<u64> {
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Some((field("MemTotal:")?, field("SwapTotal:")?))
+    let meminfo = Meminfo::read()?;
+    Some((meminfo.bytes("MemTotal")?, meminfo.bytes("SwapTotal")?))
 }

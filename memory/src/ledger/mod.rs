@@ -48,7 +48,7 @@ pub use membership::{Leadership, Membership};
 pub use record::{
     Identity, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report, Round, StandingOrders,
 };
-pub use settings::{DEFAULT_IDLE_TAX_PERCENT, DEFAULT_WATERMARKS_MILLIPERCENT, PoolSettings, SettingsRequest};
+pub use settings::{PoolSettings, SettingsRequest};
 pub use view::{MemberView, PoolView};
 
 pub use crate::policy::ladder::BalloonHealth;

@@ -3,15 +3,11 @@
 use serde::Serialize;
 
 use super::record::MAXIMUM_BYTES;
+use crate::policy::allocator::IdleTax;
+use crate::policy::watermark::Watermarks;
 
 /// A whole, in thousandths of a percent.
 const WHOLE_MILLIPERCENT: u32 = 100_000;
-
-/// The idle memory tax if nobody asks for another (ESX).
-pub const DEFAULT_IDLE_TAX_PERCENT: u8 = 75;
-
-/// Watermarks if nobody asks for others: 6, 4, 2 and 1 % (ESX).
-pub const DEFAULT_WATERMARKS_MILLIPERCENT: [u32; 4] = [6000, 4000, 2000, 1000];
 
 /// What holds for all members of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -63,8 +59,10 @@ impl SettingsRequest {
     pub(super) fn or_default(&self, default_budget_bytes: u64) -> PoolSettings {
         PoolSettings {
             budget_bytes: self.budget_bytes.unwrap_or(default_budget_bytes),
-            idle_tax_percent: self.idle_tax_percent.unwrap_or(DEFAULT_IDLE_TAX_PERCENT),
-            watermarks_millipercent: self.watermarks_millipercent.unwrap_or(DEFAULT_WATERMARKS_MILLIPERCENT),
+            idle_tax_percent: self.idle_tax_percent.unwrap_or_else(|| IdleTax::default().percent()),
+            watermarks_millipercent: self
+                .watermarks_millipercent
+                .unwrap_or_else(|| Watermarks::default().millipercent()),
         }
     }
 

@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::Meminfo;
+
 /// What is left to the host: an eighth of its memory, at most this.
 const RESERVE_BYTES_MAX: u64 = 2 << 30;
 
 /// The limit of this process's memory cgroup, or the host's memory less a reserve if that is less. `None` when neither can
 /// be read.
 pub fn automatic_budget_bytes() -> Option<u64> {
-    let meminfo = fs::read_to_string("/proc/meminfo").ok();
-    let host_bytes = meminfo.as_deref().and_then(total_bytes).map(less_reserve);
+    let host_bytes = Meminfo::read().and_then(|meminfo| meminfo.bytes("MemTotal")).map(less_reserve);
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limit_files(&cgroups).into_iter().filter_map(|file| limit_bytes(&fs::read_to_string(file).ok()?));
     limits.chain(host_bytes).min()
@@ -18,16 +19,7 @@ pub fn automatic_budget_bytes() -> Option<u64> {
 
 /// Memory of the host that can be had without swapping, in bytes.
 pub(super) fn available_bytes() -> Option<u64> {
-    field_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
-}
-
-fn total_bytes(meminfo: &str) -> Option<u64> {
-    field_bytes(meminfo, "MemTotal:")
-}
-
-fn field_bytes(meminfo: &str, field: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    Meminfo::read()?.bytes("MemAvailable")
 }
 
 fn less_reserve(bytes: u64) -> u64 {
@@ -79,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_host_keeps_a_reserve() {
-        assert_eq!(total_bytes("MemTotal:       8388608 kB\nMemFree: 1 kB\n").map(less_reserve), Some(7 << 30));
+        assert_eq!(less_reserve(8 << 30), 7 << 30);
         assert_eq!(less_reserve(64 << 30), 62 << 30);
         let budget_bytes = automatic_budget_bytes().expect("every Linux says what it has");
         assert!(budget_bytes > 64 << 20 && available_bytes().is_some_and(|bytes| bytes > 0), "{budget_bytes}");

@@ -63,8 +63,7 @@ impl Leader {
         }
         self.level = watermarks.next(self.level, free_bytes, settings.budget_bytes);
         let claims: Vec<Claim> = view.members.iter().map(claim).collect();
-        let distributable_bytes = settings.budget_bytes
-            - watermarks.line_bytes(Level::High, settings.budget_bytes).min(settings.budget_bytes);
+        let distributable_bytes = settings.budget_bytes - settings.reserve_bytes();
         let tax = IdleTax::from_percent(settings.idle_tax_percent);
         let grants = grants(distributable_bytes, tax, &claims);
         let standings: Vec<Standing> = view
