@@ -72,20 +72,14 @@ fn are_as(parts: &[u64], percent: u64, looks: &[Look], bytes: impl Fn(&Look) -> 
     looks.iter().zip(parts).all(|(look, part)| is_within(percent, bytes(look), sum * part / whole))
 }
 
+/// A pool of guests of 128 MiB.
+fn small_guests(budget: &str) -> TestPool {
+    TestPool::new(&["--memory", "128M", "--cpus", "1", "--budget", budget, "--sample-period", "1s", "--swap", "SWAP"])
+}
+
 /// Three guests that work with 112 MiB each, with shares 1:2:4, in half of the memory they need.
 fn squeezed(first_arguments: &[&str]) -> TestPool {
-    let mut pool = TestPool::new(&[
-        "--memory",
-        "128M",
-        "--cpus",
-        "1",
-        "--budget",
-        "168M",
-        "--sample-period",
-        "1s",
-        "--swap",
-        "SWAP",
-    ]);
+    let mut pool = small_guests("168M");
     let program = "fill:112M,random=100;repeat:100000,(walk:112M,touches=28672,dist=sequential;verify)";
     pool.start(program, &[&["--shares", "1000"], first_arguments].concat());
     pool.start(program, &["--shares", "2000"]);
@@ -134,18 +128,7 @@ fn shares_take_no_memory_that_is_used_where_it_is_enough() {
     const FEW_PAGES: u64 = 30;
     let program = "fill:112M,random=100;repeat:1000000,(walk:56M,dist=sequential)";
     for shares in ["1000", "8000"] {
-        let mut pool = TestPool::new(&[
-            "--memory",
-            "128M",
-            "--cpus",
-            "1",
-            "--budget",
-            "196M",
-            "--sample-period",
-            "1s",
-            "--swap",
-            "SWAP",
-        ]);
+        let mut pool = small_guests("196M");
         pool.start(program, &["--shares", "1000"]);
         pool.start(program, &["--shares", shares]);
         let mut before = [0; 2];

@@ -62,7 +62,7 @@ pub struct Member {
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
     wants_more: bool,
-    /// When the guest was last seen to wait for room.
+    /// When the guest was last seen to wait for room for a page it had before.
     waited: Option<Instant>,
     /// The most the balloon may be asked to hold.
     balloon_most_bytes: u64,
@@ -176,9 +176,6 @@ impl Member {
         }
         let Some(standing) = self.membership.orders() else { return Ok(pause.min(PRESSED)) };
         self.count(now, &standing, &report);
-        if report.wants_growth {
-            self.waited = Some(now);
-        }
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
         self.follow(&standing, &report, now)?;
         if let Some(Guest { pager, .. }) = &self.guest {
@@ -334,7 +331,11 @@ impl Member {
                 ..Report::default()
             });
         };
-        *usage = pager.usage();
+        let waited_before = std::mem::replace(usage, pager.usage()).waited_refaults;
+        // A guest that waits for new pages grows, and is given nothing for pages of its own.
+        if usage.waited_refaults > waited_before {
+            self.waited = Some(now);
+        }
         *estimate = self.tracker.estimate(pager);
         if is_time {
             if usage.is_armed {

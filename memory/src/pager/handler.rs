@@ -78,6 +78,7 @@ impl Handler {
                 for fault in faults.drain(..) {
                     if let Answer::Waits = self.answer_or_fail(fault, since, true) {
                         self.paged.counters.waited.add(1);
+                        self.paged.counters.refaults_waited.add(u64::from(self.is_on_stored(&fault)));
                         self.waiting.push_back((fault, since));
                         self.paged.set_guest_waits(true);
                         self.paged.reclaim.wake();
@@ -171,6 +172,12 @@ impl Handler {
                 Some(PAGE_SIZE)
             }
         }
+    }
+
+    /// Whether a fault is on a page that has left, and not on one that would be new.
+    fn is_on_stored(&self, fault: &Fault) -> bool {
+        let gfn = self.paged.kernel().frames.ram().gfn_at(fault.address);
+        gfn.and_then(|gfn| self.paged.table.page(gfn).ok()).is_some_and(|page| page.state.is_stored())
     }
 
     /// The page came while the fault was on its way here, or it is there and write-protected because it was found not worth

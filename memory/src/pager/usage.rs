@@ -30,6 +30,8 @@ pub struct PagerUsage {
     pub swapped_pages: u64,
     /// Pages that were asked for and came back from where they were stored, in total.
     pub refaulted_pages: u64,
+    /// Faults on stored pages that had to wait for room, in total.
+    pub waited_refaults: u64,
     /// Time from reading a fault to its answer, over all faults.
     pub stall_ns: u64,
     /// Of that, over faults on pages that were stored.
@@ -64,6 +66,7 @@ impl Paged {
                 .into_iter()
                 .map(|source| counters.pages(source))
                 .sum(),
+            waited_refaults: counters.refaults_waited.get(),
             stall_ns: counters.stall_ns(),
             refault_stall_ns: counters.refault_stall_ns(),
             evicted_pages: [&counters.zero, &counters.duplicate, &counters.compressed, &counters.swapped]
