@@ -247,6 +247,27 @@ impl Host {
         }
     }
 
+    /// Frees an aside page that turns out to be zero, or leaves it.
+    pub fn free_zero(&self, gfn: u64) {
+        if let StoreNext::Won(claim) = self.table.begin_store(gfn).unwrap() {
+            let is_zero = claim.kind().from == Place::Aside && self.at(gfn).side.read() == 0;
+            if is_zero {
+                self.release(self.table.free_instead(claim).unwrap());
+            } else {
+                self.after_out(self.table.abort_store(claim).unwrap());
+            }
+        }
+    }
+
+    /// Reads a page where it is, if it is in guest RAM; `may_vanish`: the guest frees pages under the reader.
+    pub fn scan(&self, gfn: u64, may_vanish: bool) {
+        if self.table.pin_resident(gfn).unwrap() {
+            let there = self.at(gfn).ram.fetch_or(0, Relaxed) & PRESENT != 0;
+            assert!(there || may_vanish, "a page is read where none is");
+            self.table.unpin(gfn).unwrap();
+        }
+    }
+
     /// Fails to bring a page in.
     pub fn refault_failing(&self, gfn: u64) {
         match self.table.begin_refault(gfn).unwrap() {

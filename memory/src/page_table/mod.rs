@@ -10,7 +10,8 @@
 //!   the page from the copier before it wins the drop; *copying* then keeps the page from being dropped or protected
 //!   again until the copier has noticed ([`abort_copy`](PageTable::abort_copy)).
 //! - **store**: [`begin_store`](PageTable::begin_store), compress or write, release the old home,
-//!   [`finish_store`](PageTable::finish_store).
+//!   [`finish_store`](PageTable::finish_store). A page that holds nothing is freed instead
+//!   ([`free_instead`](PageTable::free_instead)).
 //! - **refault**: [`begin_refault`](PageTable::begin_refault) or, with credit for a page that holds nothing,
 //!   [`touch_first`](PageTable::touch_first); map the page, release the old home,
 //!   [`finish_refault`](PageTable::finish_refault).

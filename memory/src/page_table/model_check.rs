@@ -23,12 +23,15 @@ enum Event {
     Copy,
     CopyGivenUp,
     Store,
+    FreeZero,
+    Scan,
     RefaultFailing,
 }
 
 use Event::*;
 
-const EVENTS: [Event; 10] = [Read, Write, Pin, Free, Evict, EvictBusy, Copy, CopyGivenUp, Store, RefaultFailing];
+const EVENTS: [Event; 12] =
+    [Read, Write, Pin, Free, Evict, EvictBusy, Copy, CopyGivenUp, Store, FreeZero, Scan, RefaultFailing];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
@@ -37,16 +40,18 @@ enum Start {
     Untouched,
     Resident,
     Aside,
+    AsideZero,
     Compressed,
     Swapped,
 }
 
-const STARTS: [Start; 7] = [
+const STARTS: [Start; 8] = [
     Start::UnknownAbsent,
     Start::UnknownPresent,
     Start::Untouched,
     Start::Resident,
     Start::Aside,
+    Start::AsideZero,
     Start::Compressed,
     Start::Swapped,
 ];
@@ -63,6 +68,10 @@ fn host_at(start: Start) -> Host {
         Start::UnknownAbsent => {}
         Start::UnknownPresent => host.populate(0, OLD),
         Start::Untouched => host.free(0),
+        Start::AsideZero => {
+            host.write(0, FRESH);
+            host.evict(0);
+        }
         Start::Resident | Start::Aside | Start::Compressed | Start::Swapped => {
             host.write(0, OLD);
             if start != Start::Resident {
@@ -103,6 +112,8 @@ fn perform(host: &Host, event: Event, events: &[Event], old: u64) {
         Copy => host.copy(0),
         CopyGivenUp => host.copy_given_up(0),
         Store => host.store(0),
+        FreeZero => host.free_zero(0),
+        Scan => host.scan(0, beside(Free)),
         RefaultFailing => host.refault_failing(0),
     }
 }
@@ -118,7 +129,7 @@ fn explore(start: Start, threads: &'static [&'static [Event]], preemptions: usiz
         let host = Arc::new(host_at(start));
         let events: Arc<Vec<Event>> = Arc::new(threads.concat());
         let old = match start {
-            Start::UnknownAbsent | Start::Untouched => FRESH,
+            Start::UnknownAbsent | Start::Untouched | Start::AsideZero => FRESH,
             _ => OLD,
         };
         let others: Vec<_> = threads[1..]
@@ -205,6 +216,10 @@ fn two_events_beside_another_owner() {
         (Start::Compressed, RefaultFailing, Write, Pin),
         (Start::Untouched, Write, Pin, Free),
         (Start::Resident, Free, Free, Write),
+        (Start::AsideZero, FreeZero, Write, Free),
+        (Start::AsideZero, FreeZero, Write, Pin),
+        (Start::AsideZero, FreeZero, Read, Evict),
+        (Start::Resident, Scan, Evict, Write),
     ] {
         explore(start, leak(&[&[owner], &[first], &[second]]), 2);
     }

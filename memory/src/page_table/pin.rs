@@ -41,6 +41,18 @@ impl PageTable {
         })
     }
 
+    /// Somebody wants to read a page, if it is in guest RAM: true when it is, and stays until [`PageTable::unpin`]. Nothing
+    /// is brought in for it.
+    ///
+    /// # Errors
+    /// [`PageTableError::OutOfRange`].
+    pub fn pin_resident(&self, gfn: u64) -> Result<bool, PageTableError> {
+        self.update(gfn, |word| {
+            let can = word.state() == State::Resident && word.pins() < PINS_MAX;
+            Ok(if can { (word.with_pins(word.pins() + 1), true) } else { (word, false) })
+        })
+    }
+
     /// Device code is done with a page; returns how many pins remain.
     ///
     /// # Errors

@@ -309,6 +309,19 @@ fn step(table: &PageTable, hand: &mut Hand, model: &mut Model, event: u8, number
                 assert_eq!(found, model.home(model.place));
             }
         }
+        17 => {
+            if let Some(claim) = hand.storing.take() {
+                let claim = table.free_instead(claim).unwrap();
+                assert_eq!(claim.kind().from, model.place);
+                model.flight = Some(State::Freeing);
+                assert!(hand.freeing.replace(claim).is_none());
+            }
+        }
+        18 => {
+            let scanned = table.pin_resident(gfn).unwrap();
+            assert_eq!(scanned, model.flight.is_none() && model.place == Place::Resident);
+            model.pins += u32::from(scanned);
+        }
         _ => {
             if let Some(claim) = hand.freeing.take() {
                 assert_eq!(claim.kind().from, model.place);
@@ -324,7 +337,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn random_events_agree_with_a_plain_model(events in prop::collection::vec((0_u8..18, 0_u64..1 << 44), 1..200)) {
+    fn random_events_agree_with_a_plain_model(events in prop::collection::vec((0_u8..20, 0_u64..1 << 44), 1..200)) {
         let table = PageTable::new(1).unwrap();
         table.arm();
         let mut hand = Hand::default();

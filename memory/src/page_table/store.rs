@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::claim::{Offer, runs};
 use super::word::Word;
-use super::{AfterOut, Claim, PageTable, PageTableError, Place, Run, State, Stored, Storing};
+use super::{AfterOut, Claim, Freeing, PageTable, PageTableError, Place, Run, State, Stored, Storing};
 
 /// What to do after asking for a page to be stored.
 #[must_use = "a page that was won must be stored"]
@@ -71,6 +71,19 @@ impl PageTable {
         self.update(gfn, |word| {
             Self::expect(gfn, word, State::Storing, "finish_store")?;
             Ok(Self::settle_out(gfn, word, Place::Stored(home)))
+        })
+    }
+
+    /// The page turns out to hold nothing: it is to be released where it is, and needs no home. Whoever waits for it
+    /// touches it first then.
+    ///
+    /// # Errors
+    /// [`PageTableError::Unexpected`] when the claim is of another table.
+    pub fn free_instead(&self, claim: Claim<Storing>) -> Result<Claim<Freeing>, PageTableError> {
+        let (gfn, from) = (claim.gfn, claim.kind.from);
+        self.update(gfn, |word| {
+            Self::expect(gfn, word, State::Storing, "free_instead")?;
+            Ok((word.with_state(State::Freeing), Claim { gfn, kind: Freeing { from } }))
         })
     }
 

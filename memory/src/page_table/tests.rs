@@ -52,12 +52,15 @@ fn threads_at_full_speed_lose_nothing() {
                 let mut random = fastrand(worker + 2);
                 while !stop.load(Ordering::Relaxed) {
                     let gfn = random(PAGES);
-                    match random(9) {
+                    match random(11) {
                         0 | 1 => host.evict(gfn),
                         2 | 3 => host.copy(gfn),
                         4 | 5 => host.store(gfn),
                         6 => host.evict_busy(gfn),
                         7 => host.copy_given_up(gfn),
+                        8 => host.free_zero(gfn),
+                        // The guests free pages under the reader.
+                        9 => host.scan(gfn, true),
                         _ => host.refault_failing(gfn),
                     }
                 }

@@ -18,6 +18,7 @@ use super::classify;
 use super::config::EvictionMethod;
 use super::descriptor::{Descriptor, FaultPort};
 use super::frames::{Frames, bytes};
+use super::merged::Merged;
 use super::page_set::PageSet;
 use super::paged::{Kernel, Paged};
 use super::recency::Recency;
@@ -52,6 +53,7 @@ impl Kernel {
             port,
             method,
             marks: PageSet::new(pages),
+            merged: Merged::new(pages),
             touched: Touched::new(pages),
             recency: Recency::new(pages),
         })
@@ -121,8 +123,9 @@ impl Paged {
             // What fails now is tried with the next limit.
             let _ = self.classify_all();
         } else {
-            let Kernel { frames, port, marks, .. } = self.kernel();
+            let Kernel { frames, port, marks, merged, .. } = self.kernel();
             marks.clear();
+            merged.clear();
             // It wakes everybody: from here on the kernel answers. What it refuses leaves a VM whose first touches are still
             // answered here, which is slow but right.
             let _ = port.unregister(frames.ram().mapping());

@@ -14,6 +14,12 @@ pub(super) const PAGEMAP: &str = "/proc/self/pagemap";
 /// The top two bits of an entry: present, swapped.
 const ENTRY_PRESENT_OR_SWAPPED: u64 = 3 << 62;
 
+const ENTRY_PRESENT: u64 = 1 << 63;
+/// Mapped only once (Linux 4.2).
+const ENTRY_EXCLUSIVE: u64 = 1 << 56;
+/// Write-protected by a userfaultfd (Linux 5.13).
+const ENTRY_WRITE_PROTECTED: u64 = 1 << 57;
+
 /// Entries read in one go.
 const ENTRIES: usize = 8192;
 
@@ -61,10 +67,34 @@ pub(super) fn for_each_mapped(addresses: Range<u64>, mut found: impl FnMut(Range
     let pagemap = File::open(PAGEMAP)?;
     match scan(&pagemap, addresses.clone(), &mut found) {
         Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
-            read_entries(&pagemap, addresses, &mut found)
+            read_entries(&pagemap, addresses, |address, entry| {
+                if entry & ENTRY_PRESENT_OR_SWAPPED != 0 {
+                    found(address..address + PAGE_SIZE);
+                }
+            })
         }
         outcome => outcome,
     }
+}
+
+/// A page that is mapped, as its entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mapped {
+    /// Mapped more than once. Guest RAM is private and not inherited, so it is merged.
+    pub is_shared: bool,
+    /// A write is a fault of the userfaultfd's.
+    pub is_protected: bool,
+}
+
+/// Calls `found` with every page of an address range that is mapped, ascending.
+pub(super) fn for_each_entry(addresses: Range<u64>, mut found: impl FnMut(u64, Mapped)) -> io::Result<()> {
+    read_entries(&File::open(PAGEMAP)?, addresses, |address, entry| {
+        if entry & ENTRY_PRESENT != 0 {
+            let page =
+                Mapped { is_shared: entry & ENTRY_EXCLUSIVE == 0, is_protected: entry & ENTRY_WRITE_PROTECTED != 0 };
+            found(address, page);
+        }
+    })
 }
 
 fn scan(pagemap: &File, addresses: Range<u64>, found: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
@@ -91,8 +121,9 @@ fn scan(pagemap: &File, addresses: Range<u64>, found: &mut impl FnMut(Range<u64>
     Ok(())
 }
 
-fn read_entries(pagemap: &File, addresses: Range<u64>, found: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
-    let mut bytes = vec![0; ENTRIES * 8];
+fn read_entries(pagemap: &File, addresses: Range<u64>, mut see: impl FnMut(u64, u64)) -> io::Result<()> {
+    let pages = (addresses.end - addresses.start) / PAGE_SIZE;
+    let mut bytes = vec![0; ENTRIES.min(pages as usize) * 8];
     let mut next = addresses.start;
     while next < addresses.end {
         let count = ((addresses.end - next) / PAGE_SIZE).min(ENTRIES as u64);
@@ -100,10 +131,7 @@ fn read_entries(pagemap: &File, addresses: Range<u64>, found: &mut impl FnMut(Ra
         pagemap.read_exact_at(part, next / PAGE_SIZE * 8)?;
         let (entries, _) = part.as_chunks::<8>();
         for (at, entry) in (0..).zip(entries) {
-            if u64::from_ne_bytes(*entry) & ENTRY_PRESENT_OR_SWAPPED != 0 {
-                let address = next + at * PAGE_SIZE;
-                found(address..address + PAGE_SIZE);
-            }
+            see(next + at * PAGE_SIZE, u64::from_ne_bytes(*entry));
         }
         next += count * PAGE_SIZE;
     }
@@ -134,7 +162,12 @@ mod tests {
             addresses.map(|address| (address - start) / PAGE_SIZE).collect()
         };
         let mut read = Vec::new();
-        read_entries(&pagemap, addresses.clone(), &mut |range| read.push(range)).unwrap();
+        read_entries(&pagemap, addresses.clone(), |address, entry| {
+            if entry & ENTRY_PRESENT_OR_SWAPPED != 0 {
+                read.push(address..address + PAGE_SIZE);
+            }
+        })
+        .unwrap();
         assert_eq!(pages_of(read), touched);
         let mut scanned = Vec::new();
         match scan(&pagemap, addresses, &mut |range| scanned.push(range)) {

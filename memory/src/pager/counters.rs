@@ -73,6 +73,8 @@ pub(super) struct Counters {
     pub overtaken: Counter,
     pub soon: Counter,
     pub freed: Counter,
+    pub zero_freed: Counter,
+    pub broken: Counter,
     pub busy: Counter,
     pub eviction_failed: Counter,
     pub retried: Counter,
@@ -112,6 +114,8 @@ impl Counters {
             overtaken: Counter::default(),
             soon: Counter::default(),
             freed: Counter::default(),
+            zero_freed: Counter::default(),
+            broken: Counter::default(),
             busy: Counter::default(),
             eviction_failed: Counter::default(),
             retried: Counter::default(),
@@ -185,6 +189,8 @@ impl Counters {
             incompressible: self.incompressible.get(),
             overtaken: self.overtaken.get(),
             freed: self.freed.get(),
+            zero_freed: self.zero_freed.get(),
+            broken: self.broken.get(),
         }
     }
 

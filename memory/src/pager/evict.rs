@@ -14,42 +14,63 @@ use super::paged::{Kernel, Paged};
 /// Failures of one call that may pass by themselves.
 const ATTEMPTS: u32 = 16;
 
+/// Which pages may go, of those in guest RAM that are neither pinned nor marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// Not those that came within the last so many arrivals.
+    pub least_age_pages: u64,
+    /// Also pages that are merged: each costs a page when it goes.
+    pub takes_merged: bool,
+}
+
+impl Choice {
+    /// Any.
+    pub const ANY: Self = Self { least_age_pages: 0, takes_merged: true };
+}
+
 impl Paged {
-    /// Moves the pages of a range aside that are in guest RAM, not pinned, not marked, and not younger than
-    /// `least_age_pages` arrivals. Returns how many went.
-    pub fn move_aside(&self, gfns: Range<u64>, least_age_pages: u64, bench: &mut Workbench) -> u64 {
-        let marks = &self.kernel().marks;
+    /// Moves the pages of a range aside that may go. Returns how many went.
+    pub fn move_aside(&self, gfns: Range<u64>, choice: Choice, bench: &mut Workbench) -> u64 {
+        let Choice { least_age_pages, takes_merged } = choice;
+        let Kernel { marks, merged, .. } = self.kernel();
         let mut moved = 0;
         let mut old: Option<Range<u64>> = None;
         let Ok(pages) = self.table.scan(gfns) else { return 0 };
         for (gfn, page) in pages {
             let is_old =
                 page.stamp.is_none_or(|stamp| least_age_pages == 0 || !self.is_younger(stamp, least_age_pages));
-            if page.state != State::Resident || page.pins > 0 || !is_old || marks.contains(gfn) {
+            if page.state != State::Resident
+                || page.pins > 0
+                || !is_old
+                || marks.contains(gfn)
+                || (!takes_merged && merged.contains(gfn))
+            {
                 continue;
             }
             match &mut old {
                 Some(run) if run.end == gfn => run.end += 1,
                 _ => {
                     if let Some(run) = old.replace(gfn..gfn + 1) {
-                        moved += self.move_run(run, bench);
+                        moved += self.move_run(run, takes_merged, bench);
                     }
                 }
             }
         }
-        moved + old.map_or(0, |run| self.move_run(run, bench))
+        moved + old.map_or(0, |run| self.move_run(run, takes_merged, bench))
     }
 
-    /// Moves a page aside whatever is known of it, if it is in guest RAM and not pinned.
+    /// Moves a page aside whatever else is known of it, if it is in guest RAM, not pinned and not merged.
     pub fn move_one_aside(&self, gfn: u64, bench: &mut Workbench) -> bool {
         let page = self.table.page(gfn);
-        page.is_ok_and(|page| page.state == State::Resident && page.pins == 0) && self.move_run(gfn..gfn + 1, bench) > 0
+        page.is_ok_and(|page| page.state == State::Resident && page.pins == 0)
+            && !self.kernel().merged.contains(gfn)
+            && self.move_run(gfn..gfn + 1, false, bench) > 0
     }
 
-    fn move_run(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
+    fn move_run(&self, gfns: Range<u64>, takes_merged: bool, bench: &mut Workbench) -> u64 {
         let moved = match self.kernel().method {
             EvictionMethod::Move => match self.table.begin_evict_run(gfns) {
-                Ok(runs) => runs.map(|run| self.move_out(run, bench)).sum(),
+                Ok(runs) => runs.map(|run| self.move_out(run, takes_merged, bench)).sum(),
                 Err(_) => 0,
             },
             EvictionMethod::Copy => self.copy_out(gfns, bench),
@@ -59,7 +80,7 @@ impl Paged {
     }
 
     /// Moves a run that is claimed, as far as the kernel does it; the rest stays in guest RAM.
-    fn move_out(&self, mut run: Run<Evicting>, bench: &mut Workbench) -> u64 {
+    fn move_out(&self, mut run: Run<Evicting>, takes_merged: bool, bench: &mut Workbench) -> u64 {
         let Kernel { frames, port, .. } = self.kernel();
         let (mut moved, mut attempts, mut unmerged) = (0, 0, None);
         // Moved in one call: all, unless a border between two mappings is in the way.
@@ -90,7 +111,7 @@ impl Paged {
                 Some(libc::EAGAIN) if attempts < ATTEMPTS => self.counters.retried.add(1),
                 Some(libc::EINVAL) if together > 1 => together /= 2,
                 // A merged page is unmerged by a write that changes nothing. It is there, so this raises no fault.
-                Some(libc::EBUSY) if unmerged != Some(gfn) => {
+                Some(libc::EBUSY) if takes_merged && unmerged != Some(gfn) => {
                     unmerged = Some(gfn);
                     if self.unmerge(gfn).is_ok() {
                         self.counters.unmerged.add(1);
@@ -118,8 +139,9 @@ impl Paged {
     }
 
     fn unmerge(&self, gfn: u64) -> io::Result<()> {
-        let Kernel { frames, port, .. } = self.kernel();
+        let Kernel { frames, port, merged, .. } = self.kernel();
         let address = frames.ram_address(gfn);
+        merged.remove(gfn);
         // It may still be protected from a time when it was marked: then this thread's write would wait for this thread.
         port.unprotect(address, PAGE_SIZE)?;
         // SAFETY: the page lies in the mapping of guest RAM; making it private and writable changes no content.

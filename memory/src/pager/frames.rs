@@ -69,6 +69,17 @@ impl Frames {
         unsafe { std::ptr::copy_nonoverlapping(from, to, PAGE_BYTES) };
     }
 
+    /// Copies a page of guest RAM out. The guest may write to it meanwhile.
+    ///
+    /// # Safety
+    /// The page is in guest RAM and stays there, or the thread may wait for it to come.
+    pub unsafe fn copy_out(&self, gfn: u64, page: &mut Page) {
+        let from = self.ram_address(gfn) as *const u8;
+        // SAFETY: a whole page of a live mapping, and one of this process's own. Bytes that the guest changes meanwhile may
+        // come out either way.
+        unsafe { std::ptr::copy_nonoverlapping(from, page.as_mut_ptr(), PAGE_BYTES) };
+    }
+
     /// Drops pages aside.
     pub fn drop_side(&self, gfns: &Range<u64>) -> Result<(), MappingError> {
         self.side.drop_pages(self.side_address(gfns.start), bytes(gfns))

@@ -132,7 +132,7 @@ impl Handler {
         let paged = Arc::clone(&self.paged);
         // Only owners of a claim look at the side mapping, and they look where the page is.
         let Some(gfn) = paged.kernel().frames.ram().gfn_at(fault.address) else { return Ok(Answer::Done) };
-        let Some(room_bytes) = self.room(gfn, fault.thread, is_new) else { return Ok(Answer::Waits) };
+        let Some(room_bytes) = self.room(gfn, &fault, is_new) else { return Ok(Answer::Waits) };
         let next = paged.table.begin_refault(gfn).expect("the page is RAM");
         match next {
             RefaultNext::Won(claim) => self.bring(claim, since, room_bytes)?,
@@ -152,10 +152,13 @@ impl Handler {
     }
 
     /// By how many bytes memory may grow for this fault; `None` to wait. A page that is in memory already costs nothing.
-    fn room(&self, gfn: u64, thread: i32, is_new: bool) -> Option<u64> {
+    fn room(&self, gfn: u64, fault: &Fault, is_new: bool) -> Option<u64> {
         let paged = &self.paged;
         let state = paged.table.page(gfn).expect("the page is RAM").state;
-        if !(state.is_stored() || matches!(state, State::Unknown | State::Untouched)) {
+        let thread = fault.thread;
+        // A merged page that is written to becomes one of its own.
+        let is_merged = fault.is_protected && paged.kernel().merged.contains(gfn);
+        if !(state.is_stored() || matches!(state, State::Unknown | State::Untouched) || is_merged) {
             return Some(u64::MAX);
         }
         match paged.ask_for_page() {
@@ -183,9 +186,12 @@ impl Handler {
     /// The page came while the fault was on its way here, or it is there and write-protected because it was found not worth
     /// storing: from now on it may be tried again.
     fn answer_present(&self, gfn: u64, fault: &Fault) {
-        let Kernel { frames, port, method, marks, .. } = self.paged.kernel();
+        let Kernel { frames, port, method, marks, merged, .. } = self.paged.kernel();
         if fault.is_protected && *method == EvictionMethod::Move {
             marks.remove(gfn);
+            if merged.remove(gfn) {
+                self.paged.counters.broken.add(1);
+            }
             // Pages are moved whole and nobody copies from behind a protection, so taking it off is always right. It fails
             // where the page has left again: then the writer faults once more.
             let _ = port.unprotect(frames.ram_address(gfn), PAGE_SIZE);

@@ -12,7 +12,6 @@
 
 mod affinity;
 mod arming;
-mod budget;
 mod classify;
 mod config;
 mod counters;
@@ -24,6 +23,7 @@ mod frames;
 mod handler;
 mod hands;
 mod homes;
+mod merged;
 mod pace;
 mod page_set;
 mod paged;
@@ -34,6 +34,7 @@ mod recency;
 mod reclaimer;
 mod refault;
 mod sampling;
+mod scan;
 mod signal;
 mod statistics;
 mod store;
@@ -53,7 +54,9 @@ use std::thread::JoinHandle;
 
 pub use config::{EvictionMethod, PagerConfig};
 pub use credit::Limits;
+pub use merged::{Mergeable, MergedPages};
 pub use sampling::{Sample, Touches};
+pub use scan::{Found, Scan, Sight};
 pub use statistics::{
     EvictionStatistics, FailureStatistics, LatencyStatistics, LatencyStep, PageCounts, PagerStatistics,
     RefaultStatistics, SourceStatistics,
@@ -68,6 +71,7 @@ use crate::store::swap::OpenError;
 use crate::userfault::UserfaultError;
 
 use descriptor::{Descriptor, FaultPort};
+use evict::Choice;
 use fetcher::Fetcher;
 use handler::Handler;
 use hands::Hands;
@@ -292,7 +296,7 @@ impl Pager {
     /// [`PagerError::Codec`] when there is no memory for a codec.
     pub fn evict(&self, gfns: Range<u64>) -> Result<u64, PagerError> {
         let mut bench = Workbench::new(&self.paged.config)?;
-        Ok(if self.paged.table.is_armed() { self.paged.move_aside(gfns, 0, &mut bench) } else { 0 })
+        Ok(if self.paged.table.is_armed() { self.paged.move_aside(gfns, Choice::ANY, &mut bench) } else { 0 })
     }
 
     /// Stores the pages of a range that are aside. Returns how many have found a home.

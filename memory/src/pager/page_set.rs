@@ -37,16 +37,21 @@ impl PageSet {
         }
     }
 
-    pub fn remove(&self, gfn: u64) {
-        let Some(word) = self.word(gfn).filter(|_| self.contains(gfn)) else { return };
-        if word.fetch_and(!Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) != 0 {
+    /// True when it was in the set.
+    pub fn remove(&self, gfn: u64) -> bool {
+        let Some(word) = self.word(gfn).filter(|_| self.contains(gfn)) else { return false };
+        let was = word.fetch_and(!Self::bit(gfn), Ordering::Relaxed) & Self::bit(gfn) != 0;
+        if was {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
+        was
     }
 
     pub fn remove_all(&self, gfns: Range<u64>) {
         if self.count() > 0 {
-            gfns.for_each(|gfn| self.remove(gfn));
+            gfns.for_each(|gfn| {
+                self.remove(gfn);
+            });
         }
     }
 

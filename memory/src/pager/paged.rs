@@ -16,6 +16,7 @@ use super::credit::{Credit, Growth, Limits};
 use super::descriptor::FaultPort;
 use super::frames::Frames;
 use super::homes::{Homes, Workbench};
+use super::merged::Merged;
 use super::page_set::PageSet;
 use super::plan::View;
 use super::reads::Queue;
@@ -35,6 +36,7 @@ pub(super) struct Kernel {
     pub method: EvictionMethod,
     /// Pages in guest RAM that have no better home; those are write-protected where pages can be moved.
     pub marks: PageSet,
+    pub merged: Merged,
     pub touched: Touched,
     pub recency: Recency,
 }
@@ -251,7 +253,8 @@ impl Paged {
             State::Freeing,
         ];
         let pages: u64 = in_memory.into_iter().map(|state| self.table.count(state)).sum();
-        pages * PAGE_SIZE + self.homes.held_bytes()
+        let saved_bytes = self.connected().map_or(0, |kernel| kernel.merged.saved_bytes());
+        (pages * PAGE_SIZE).saturating_sub(saved_bytes) + self.homes.held_bytes()
     }
 
     /// Lets a reclaimer rest, unless the pager stops.
@@ -341,8 +344,9 @@ impl Paged {
     }
 
     fn release(&self, gfns: &Range<u64>, from: Place) {
-        let Kernel { frames, marks, .. } = self.kernel();
+        let Kernel { frames, marks, merged, .. } = self.kernel();
         marks.remove_all(gfns.clone());
+        merged.remove_all(gfns.clone());
         let dropped = match from {
             Place::Unknown | Place::Resident => frames.drop_ram(gfns).is_ok(),
             Place::Aside => frames.drop_side(gfns).is_ok(),
@@ -358,7 +362,7 @@ impl Paged {
         self.counters.freed.add(gfns.end - gfns.start);
     }
 
-    fn finish_free(&self, claim: Claim<Freeing>) {
+    pub fn finish_free(&self, claim: Claim<Freeing>) {
         let gfn = claim.gfn();
         let Freed { acknowledge, wake } = self.table.finish_free(claim).expect("the claim is of this table");
         if wake {

@@ -26,7 +26,9 @@ impl Recency {
     pub fn take(&self, gfn: u64) -> bool {
         let is_recent = self.stored.iter().any(|set| set.contains(gfn));
         if is_recent {
-            self.stored.iter().for_each(|set| set.remove(gfn));
+            self.stored.iter().for_each(|set| {
+                set.remove(gfn);
+            });
         }
         is_recent
     }

@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cpu_share::CpuShare;
 use crate::store::PAGE_BYTES;
 use crate::store::swap::SwapStatistics;
 
-use super::budget::Budget;
 use super::config::EvictionMethod;
+use super::evict::Choice;
 use super::hands::{Hands, STEP_PAGES};
 use super::homes::Workbench;
 use super::pace::Pace;
@@ -23,7 +24,11 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// Rounds without a page stored after which nothing more can be.
-const FRUITLESS_ROUNDS: u64 = 2;
+const FRUITLESS_ROUNDS: u64 = 3;
+
+/// Rounds without a page stored after which pages of any age go, and after which merged ones do.
+const ANY_AGE_ROUNDS: u64 = 1;
+const MERGED_ROUNDS: u64 = 2;
 
 /// Pages moved, and pages stored, before a decision is looked at again.
 const PAGES_PER_STEP: u64 = 4 * STEP_PAGES;
@@ -71,13 +76,13 @@ pub(super) struct Reclaimer {
     progress: Arc<Mutex<Progress>>,
     bench: Workbench,
     storer: Storer,
-    budget: Budget,
+    share: CpuShare,
 }
 
 impl Reclaimer {
     /// For the calling thread, which may use `percent` of a CPU.
     pub fn new(paged: Arc<Paged>, progress: Arc<Mutex<Progress>>, bench: Workbench, percent: u32) -> Self {
-        Self { paged, progress, bench, storer: Storer::default(), budget: Budget::new(percent) }
+        Self { paged, progress, bench, storer: Storer::default(), share: CpuShare::new(percent) }
     }
 
     /// Works until the pager stops.
@@ -85,7 +90,7 @@ impl Reclaimer {
         let mut seen = Seen::default();
         while !self.paged.is_stopping() {
             let worked = self.step() | self.keep_house();
-            if let Some(pause) = self.budget.pause() {
+            if let Some(pause) = self.share.pause() {
                 self.paged.reclaim_pause(pause);
             } else if !worked {
                 // An open VM wakes nobody. In an armed one pages grow cold, and come home.
@@ -110,13 +115,20 @@ impl Reclaimer {
         let round = self.rounds();
         let fruitless = round.saturating_sub(self.lock().fruitful_round);
         // Pages that came during the last half of a round are passed over, unless there are no others.
-        let least_age_pages = if fruitless <= 1 { self.lock().pace.least_age_pages(view.resident_pages) } else { 0 };
+        let choice = Choice {
+            least_age_pages: if fruitless <= ANY_AGE_ROUNDS {
+                self.lock().pace.least_age_pages(view.resident_pages)
+            } else {
+                0
+            },
+            takes_merged: fruitless > MERGED_ROUNDS,
+        };
         let wanted = plan.aside_pages.min(PAGES_PER_STEP);
         let (mut moved, mut looks) = (0, 0);
         // Once round at most: what is left there is looked at with other eyes then.
         while moved < wanted && looks < LOOKS_PER_STEP && self.rounds() == round {
             let gfns = self.lock().hands.next_to_evict();
-            moved += self.paged.move_aside(gfns, least_age_pages, &mut self.bench);
+            moved += self.paged.move_aside(gfns, choice, &mut self.bench);
             looks += 1;
         }
         // What is aside has its time there as long as there are others to store.
@@ -233,7 +245,7 @@ impl Reclaimer {
                     0 => break,
                     pages => moved += pages,
                 }
-                if let Some(pause) = self.budget.pause() {
+                if let Some(pause) = self.share.pause() {
                     self.paged.reclaim_pause(pause);
                 }
             }

@@ -148,6 +148,10 @@ pub struct EvictionStatistics {
     pub overtaken: u64,
     /// Given back by balloon, free page reporting or discard.
     pub freed: u64,
+    /// Found zero where they were, and given back.
+    pub zero_freed: u64,
+    /// Merged pages that the guest has written to.
+    pub broken: u64,
 }
 
 /// What went wrong. Nothing here loses a page: that would have ended the VM.

@@ -213,8 +213,23 @@ impl Paged {
     /// Brings aside pages back and marks them. Returns how many are there.
     fn mark_in_place(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
         let Kernel { frames, port, method, marks, .. } = self.kernel();
-        let Ok(runs) = self.table.begin_refault_run(gfns) else { return 0 };
         let mut marked = 0;
+        self.put_in_place(gfns, bench, |gfns| {
+            gfns.clone().for_each(|gfn| marks.insert(gfn));
+            // Written pages are tried again. A write before this line is missed, and the page tried after the next one; a
+            // copier protects pages itself, so there marks are taken off by time alone.
+            if *method == EvictionMethod::Move && port.protect(frames.ram_address(gfns.start), bytes(gfns)).is_err() {
+                marks.remove_all(gfns.clone());
+            }
+            marked += gfns.end - gfns.start;
+        });
+        self.counters.incompressible.add(marked);
+        marked
+    }
+
+    /// Brings the pages of a range back that are aside; `then` is told which are there.
+    pub fn put_in_place(&self, gfns: Range<u64>, bench: &mut Workbench, mut then: impl FnMut(&Range<u64>)) {
+        let Ok(runs) = self.table.begin_refault_run(gfns) else { return };
         for run in runs {
             let (gfns, from) = (run.gfns(), run.kind().from);
             if from != Place::Aside {
@@ -222,19 +237,10 @@ impl Paged {
                 continue;
             }
             if let Err(failure) = self.bring(&gfns, from, &mut bench.decompressor) {
-                self.fail(&failure);
-                return marked;
+                return self.fail(&failure);
             }
             run.for_each(|claim| self.finish_in(claim));
-            gfns.clone().for_each(|gfn| marks.insert(gfn));
-            // Written pages are tried again. A write before this line is missed, and the page tried after the next one; a
-            // copier protects pages itself, so there marks are taken off by time alone.
-            if *method == EvictionMethod::Move && port.protect(frames.ram_address(gfns.start), bytes(&gfns)).is_err() {
-                marks.remove_all(gfns.clone());
-            }
-            marked += gfns.end - gfns.start;
+            then(&gfns);
         }
-        self.counters.incompressible.add(marked);
-        marked
     }
 }

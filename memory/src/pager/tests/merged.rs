@@ -2,12 +2,17 @@
 
 use std::fs;
 use std::io;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::*;
+
+/// The kernel has one KSM.
+static ONE: Mutex<()> = Mutex::new(());
 
 /// KSM as this test needs it, and as it was found when it ends.
 struct Ksm {
     found: Vec<(&'static str, String)>,
+    _one: MutexGuard<'static, ()>,
 }
 
 const SETTINGS: [(&str, &str); 3] = [("pages_to_scan", "10000"), ("sleep_millisecs", "5"), ("run", "1")];
@@ -18,9 +23,10 @@ fn path(name: &str) -> String {
 
 impl Ksm {
     fn start() -> Self {
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let found =
             SETTINGS.map(|(name, _)| (name, fs::read_to_string(path(name)).expect("a kernel with KSM"))).to_vec();
-        let ksm = Self { found };
+        let ksm = Self { found, _one: one };
         for (name, value) in SETTINGS {
             fs::write(path(name), value).expect("the tests run as root");
         }
@@ -73,4 +79,121 @@ fn merged_pages_are_unmerged_and_go() {
     assert_eq!(guest.store(0..2048), 2048);
     (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, 0), "page {gfn}"));
     guest.check_no_failure();
+}
+
+/// A guest of 8 MiB of one content, merged and known to be.
+fn merged_guest(config: PagerConfig, merged: Range<u64>) -> Option<(Guest, Mergeable, Ksm)> {
+    if !methods().contains(&EvictionMethod::Move) {
+        return None;
+    }
+    let guest = Guest::new(&[0..8 * MIB], config);
+    (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, if merged.contains(&gfn) { 0 } else { gfn })));
+    guest.pager.arm().unwrap();
+    let mergeable = guest.pager.mergeable().expect("pages can be moved");
+    let ksm = Ksm::start();
+    mergeable.advise(merged.clone()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut new_pages = 0;
+    while mergeable.merged_pages() < merged.end - merged.start {
+        assert!(Instant::now() < deadline, "{} pages are merged", mergeable.merged_pages());
+        thread::sleep(Duration::from_millis(10));
+        let found = mergeable.look(merged.clone()).unwrap();
+        new_pages += found.new;
+        assert_eq!((found.merged, new_pages), (mergeable.merged_pages(), mergeable.merged_pages()));
+    }
+    mergeable.set_saved_part(1.0);
+    Some((guest, mergeable, ksm))
+}
+
+/// What its pages cost: there is a little bookkeeping beside.
+fn cost_pages(guest: &Guest) -> u64 {
+    let usage = guest.pager.usage();
+    (usage.charge_bytes - usage.stored_bytes) / PAGE_SIZE
+}
+
+/// Lets it have so many pages more than it has.
+fn give_room(guest: &Guest, pages: u64) {
+    let bytes = guest.pager.usage().charge_bytes + pages * PAGE_SIZE;
+    let limits = Limits { grow_to_bytes: Some(bytes), reclaim_to_bytes: None, is_firm: true };
+    guest.pager.set_limits(limits).unwrap();
+}
+
+#[test]
+fn a_write_to_a_merged_page_waits_for_room() {
+    let Some((guest, _, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    assert!(guest.pager.usage().charge_bytes < MIB, "{}", guest.pager.usage().charge_bytes);
+    give_room(&guest, 16);
+    guest.soon(|| {
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, 0))));
+            reader.join().unwrap();
+            let writer = scope.spawn(|| (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, gfn + 1))));
+            guest.wait_until("it waits", |_| guest.pager.usage().is_waiting);
+            assert_eq!(guest.pager.statistics().evictions.broken, 16);
+            assert!(!writer.is_finished());
+            give_room(&guest, 2048);
+            writer.join().unwrap();
+        });
+    });
+    let statistics = guest.at_rest();
+    assert_eq!(statistics.evictions.broken, 2048);
+    assert_eq!(cost_pages(&guest), 2048);
+    (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, gfn + 1), "page {gfn}"));
+    guest.check_no_failure();
+}
+
+#[test]
+fn merged_pages_leave_last() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(with_swap(EvictionMethod::Move), 0..1024) else { return };
+    // Nobody touched one half more than the other.
+    let limits = |bytes| Limits { grow_to_bytes: Some(16 * MIB), reclaim_to_bytes: Some(bytes), is_firm: true };
+    guest.pager.set_limits(limits(3 * MIB)).unwrap();
+    let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 3 * MIB);
+    assert_eq!((statistics.evictions.unmerged, mergeable.merged_pages()), (0, 1024), "{statistics:#?}");
+    // Samples leave them alone too.
+    guest.pager.begin_sample(500).unwrap();
+    assert_eq!(mergeable.merged_pages(), 1024);
+    // There is nothing else left.
+    mergeable.set_saved_part(0.0);
+    guest.pager.set_limits(limits(5 * MIB)).unwrap();
+    let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 5 * MIB);
+    assert!(statistics.evictions.unmerged > 0, "{statistics:#?}");
+    (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, if gfn < 1024 { 0 } else { gfn }), "page {gfn}"));
+    guest.check_no_failure();
+}
+
+#[test]
+fn unmerging_waits_for_room() {
+    let Some((guest, mergeable, ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    give_room(&guest, 100);
+    let gone_to = mergeable.take_back(0..2048).unwrap();
+    assert_eq!((gone_to, mergeable.merged_pages()), (96, 2048 - 96));
+    // What is not advised any more is not merged again; the rest is.
+    give_room(&guest, 4096);
+    assert_eq!(mergeable.take_back(gone_to..2048).unwrap(), 2048);
+    assert_eq!((mergeable.merged_pages(), cost_pages(&guest)), (0, 2048));
+    drop(ksm);
+    assert_eq!(merged_pages_of(&guest), 0);
+    guest.soon(|| (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, gfn))));
+    assert_eq!(guest.at_rest().evictions.broken, 0, "no protection is left behind");
+    guest.check_no_failure();
+}
+
+/// Merged pages of this guest, as the kernel's page map says.
+fn merged_pages_of(guest: &Guest) -> u64 {
+    let start = guest.ram.host_address(0).unwrap();
+    let mut shared = 0;
+    crate::pager::classify::for_each_entry(start..start + 8 * MIB, |_, page| shared += u64::from(page.is_shared))
+        .unwrap();
+    shared
+}
+
+#[test]
+fn an_opened_vm_knows_of_no_merged_page() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    guest.pager.set_limits(Limits::default()).unwrap();
+    guest.wait_until("open", |statistics| !statistics.armed);
+    assert_eq!(mergeable.merged_pages(), 0);
+    guest.soon(|| (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, gfn))));
+    (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, gfn), "page {gfn}"));
 }

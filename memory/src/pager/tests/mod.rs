@@ -11,6 +11,7 @@ mod merged;
 mod port;
 mod sampling;
 mod storm;
+mod zeroes;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -7,7 +7,7 @@ const BURST: Duration = Duration::from_millis(10);
 
 /// A share of one CPU, of which what is not used is lost.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct CpuShare {
     share: f64,
     looked: Instant,
     used: Duration,
@@ -15,7 +15,7 @@ pub(super) struct Budget {
     credit: f64,
 }
 
-impl Budget {
+impl CpuShare {
     /// For the calling thread.
     pub fn new(percent: u32) -> Self {
         Self {
@@ -57,14 +57,14 @@ mod tests {
 
     #[test]
     fn what_was_used_too_much_is_waited_for() {
-        let mut budget = Budget::new(20);
+        let mut share = CpuShare::new(20);
         let milliseconds = Duration::from_millis;
-        assert_eq!(budget.account(milliseconds(10), milliseconds(10)), None, "within the burst");
-        let pause = budget.account(milliseconds(10), milliseconds(10)).expect("16 ms too much, 10 of them allowed");
+        assert_eq!(share.account(milliseconds(10), milliseconds(10)), None, "within the burst");
+        let pause = share.account(milliseconds(10), milliseconds(10)).expect("16 ms too much, 10 of them allowed");
         assert!((pause.as_secs_f64() - 0.030).abs() < 1e-6, "{pause:?}");
-        assert_eq!(budget.account(pause, Duration::ZERO), None);
+        assert_eq!(share.account(pause, Duration::ZERO), None);
         // Rest is no licence to burn.
-        budget.account(Duration::from_secs(1000), Duration::ZERO);
-        assert!(budget.account(milliseconds(50), milliseconds(50)).is_some());
+        share.account(Duration::from_secs(1000), Duration::ZERO);
+        assert!(share.account(milliseconds(50), milliseconds(50)).is_some());
     }
 }

@@ -1,0 +1,209 @@
+//! Pages that the kernel has merged with equal ones (KSM): they cost less than a page, until they are written to.
+//!
+//! A write to a merged page makes it a page of its own, in the kernel, where nobody asks whether there is room. So the merged
+//! pages that are known are write-protected: the write is a fault that waits for room like any other, and only what is
+//! protected counts as saved. KSM takes a protection off when it merges a page; looking finds it again
+//! (Documentation/admin-guide/mm/{ksm,pagemap,userfaultfd}.rst).
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::page_table::State;
+use crate::ram::PAGE_SIZE;
+
+use super::Pager;
+use super::classify::{self, Mapped};
+use super::config::EvictionMethod;
+use super::credit::Growth;
+use super::frames::bytes;
+use super::page_set::PageSet;
+use super::paged::{Kernel, Paged};
+
+/// Pages unmerged together: what a guest is kept waiting for, and what room is asked for at a time.
+const UNMERGE_PAGES: u64 = 16;
+
+/// The merged pages of a VM that are known and protected.
+#[derive(Debug)]
+pub(super) struct Merged {
+    pages: PageSet,
+    // As of the last look, less a whole page for each that was written to since: whatever it was shared by.
+    saved_bytes: AtomicU64,
+}
+
+impl Merged {
+    pub fn new(pages: u64) -> Self {
+        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0) }
+    }
+
+    pub fn contains(&self, gfn: u64) -> bool {
+        self.pages.contains(gfn)
+    }
+
+    /// What they cost less than as many pages of their own.
+    pub fn saved_bytes(&self) -> u64 {
+        self.saved_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The page is one of its own again, or gone. True when it was merged.
+    pub fn remove(&self, gfn: u64) -> bool {
+        let was = self.pages.remove(gfn);
+        if was {
+            // The closure always has a new value.
+            let _ = self
+                .saved_bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| Some(bytes.saturating_sub(PAGE_SIZE)));
+        }
+        was
+    }
+
+    pub fn remove_all(&self, gfns: Range<u64>) {
+        if self.pages.count() > 0 {
+            gfns.for_each(|gfn| {
+                self.remove(gfn);
+            });
+        }
+    }
+
+    pub fn clear(&self) {
+        self.pages.clear();
+        self.saved_bytes.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What a look at advised pages has found. All in pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MergedPages {
+    /// Merged now.
+    pub merged: u64,
+    /// Of those, not so at the last look.
+    pub new: u64,
+}
+
+/// A guest's pages and the kernel's merging of them. One thread at a time advises.
+#[derive(Clone)]
+pub struct Mergeable {
+    paged: Arc<Paged>,
+}
+
+impl Pager {
+    /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
+    /// them.
+    pub fn mergeable(&self) -> Option<Mergeable> {
+        let kernel = self.paged.connected()?;
+        (kernel.method == EvictionMethod::Move).then(|| Mergeable { paged: Arc::clone(&self.paged) })
+    }
+}
+
+impl Mergeable {
+    /// Lets the kernel merge the pages of a range inside one region of RAM.
+    ///
+    /// # Errors
+    /// The kernel's: it has no KSM, or no memory.
+    pub fn advise(&self, gfns: Range<u64>) -> io::Result<()> {
+        self.advise_kernel(&gfns, libc::MADV_MERGEABLE)
+    }
+
+    /// Takes the advice back, and makes merged pages of the range pages of their own, as far as there is room. Returns how far
+    /// it came: the end of the range, or where to go on once there is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_back(&self, gfns: Range<u64>) -> io::Result<u64> {
+        let mut next = gfns.start;
+        while next < gfns.end {
+            let part = next..gfns.end.min(next + UNMERGE_PAGES);
+            let merged = self.look(part.clone())?.merged;
+            if merged > 0 && !self.has_room(merged) {
+                self.paged.reclaim.wake();
+                return Ok(next);
+            }
+            self.advise_kernel(&part, libc::MADV_UNMERGEABLE)?;
+            let Kernel { frames, port, merged, .. } = self.paged.kernel();
+            for gfn in part.clone() {
+                if merged.remove(gfn) {
+                    // Where it fails the page has left, and has no protection.
+                    let _ = port.unprotect(frames.ram_address(gfn), PAGE_SIZE);
+                }
+            }
+            next = part.end;
+        }
+        Ok(next)
+    }
+
+    /// Finds out which pages of a range are merged, and protects those that are.
+    ///
+    /// # Errors
+    /// Those of reading the process's page map.
+    pub fn look(&self, gfns: Range<u64>) -> io::Result<MergedPages> {
+        let paged = &self.paged;
+        let Kernel { frames, port, merged, marks, .. } = paged.kernel();
+        let mut found = MergedPages::default();
+        let mut fresh: Vec<Range<u64>> = Vec::new();
+        self.each_mapped(&gfns, |gfn, page| {
+            if !page.is_protected && marks.contains(gfn) {
+                // Merged, and written to since then for all we know: it may be worth storing now.
+                marks.remove(gfn);
+            }
+            if !page.is_shared {
+                merged.remove(gfn);
+            } else if page.is_protected && merged.contains(gfn) {
+                found.merged += 1;
+            } else if paged.table.page(gfn).is_ok_and(|page| page.state == State::Resident) {
+                match fresh.last_mut() {
+                    Some(run) if run.end == gfn => run.end += 1,
+                    _ => fresh.push(gfn..gfn + 1),
+                }
+            }
+        })?;
+        for run in fresh {
+            // A page of this run that was written to meanwhile, or has left and come back, is protected in vain: its next
+            // write faults once.
+            if port.protect(frames.ram_address(run.start), bytes(&run)).is_err() {
+                continue;
+            }
+            self.each_mapped(&run, |gfn, page| {
+                if page.is_shared && page.is_protected {
+                    merged.pages.insert(gfn);
+                    found.merged += 1;
+                    found.new += 1;
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// What merging saves, from the part of merged pages that are saved wherever they are: `pages_sharing / (pages_shared +
+    /// pages_sharing)` of the whole host. To be called after looking.
+    pub fn set_saved_part(&self, saved_part: f64) {
+        let merged = &self.paged.kernel().merged;
+        let bytes = (merged.pages.count() * PAGE_SIZE) as f64 * saved_part.clamp(0.0, 1.0);
+        // A write between the count and the store counts as none until the next look.
+        merged.saved_bytes.store(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Merged pages that are known.
+    pub fn merged_pages(&self) -> u64 {
+        self.paged.kernel().merged.pages.count()
+    }
+
+    fn has_room(&self, pages: u64) -> bool {
+        let charge_bytes = self.paged.charge_bytes();
+        !matches!(self.paged.credit.ask(charge_bytes, pages * PAGE_SIZE), Growth::Wait)
+    }
+
+    fn each_mapped(&self, gfns: &Range<u64>, mut see: impl FnMut(u64, Mapped)) -> io::Result<()> {
+        let start = self.paged.kernel().frames.ram_address(gfns.start);
+        classify::for_each_entry(start..start + bytes(gfns), |address, page| {
+            see(gfns.start + (address - start) / PAGE_SIZE, page);
+        })
+    }
+
+    fn advise_kernel(&self, gfns: &Range<u64>, advice: i32) -> io::Result<()> {
+        let address = self.paged.kernel().frames.ram_address(gfns.start);
+        // SAFETY: the range lies in the mapping of guest RAM; the advice changes no content.
+        let result = unsafe { libc::madvise(address as *mut libc::c_void, bytes(gfns) as usize, advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
