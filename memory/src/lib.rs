@@ -16,6 +16,7 @@ pub mod page_table;
 pub mod pager;
 pub mod policy;
 mod ram;
+pub mod sharing;
 pub mod store;
 mod userfault;
 

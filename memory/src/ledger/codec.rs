@@ -9,7 +9,7 @@ const WORD: usize = 8;
 const NONE: u64 = u64::MAX;
 
 /// Something with a place in the ledger.
-pub(super) trait Record: Sized {
+pub(crate) trait Record: Sized {
     /// The size of its place.
     const BYTES: usize;
 
@@ -22,7 +22,7 @@ pub(super) trait Record: Sized {
 
 /// What was found in a record's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Reading<T> {
+pub(crate) enum Reading<T> {
     /// Nothing was ever written there.
     Blank,
     /// A record, every value of which is in its range.
@@ -47,7 +47,7 @@ impl<T> Reading<T> {
 }
 
 /// Fills `place`, which is at `offset` of the file.
-pub(super) fn seal<T: Record>(record: &T, sequence: u64, offset: u64, place: &mut [u8]) {
+pub(crate) fn seal<T: Record>(record: &T, sequence: u64, offset: u64, place: &mut [u8]) {
     let (body, checksum) = place.split_at_mut(T::BYTES - WORD);
     body.fill(0);
     let mut encoder = Encoder { rest: body };
@@ -57,7 +57,7 @@ pub(super) fn seal<T: Record>(record: &T, sequence: u64, offset: u64, place: &mu
 }
 
 /// Reads the record in `place`, which is at `offset` of the file.
-pub(super) fn open<T: Record>(place: &[u8], offset: u64) -> Reading<T> {
+pub(crate) fn open<T: Record>(place: &[u8], offset: u64) -> Reading<T> {
     if place.iter().all(|byte| *byte == 0) {
         return Reading::Blank;
     }
@@ -71,12 +71,12 @@ pub(super) fn open<T: Record>(place: &[u8], offset: u64) -> Reading<T> {
 }
 
 /// Seeded with the place, so that a record is one only where it belongs.
-pub(super) fn checksum_of(body: &[u8], offset: u64) -> u64 {
+pub(crate) fn checksum_of(body: &[u8], offset: u64) -> u64 {
     XxHash3_64::oneshot_with_seed(offset, body)
 }
 
 /// Writes values one after the other.
-pub(super) struct Encoder<'a> {
+pub(crate) struct Encoder<'a> {
     rest: &'a mut [u8],
 }
 
@@ -126,7 +126,7 @@ impl Encoder<'_> {
 }
 
 /// Reads values one after the other; `None`: it is not there, or no such value.
-pub(super) struct Decoder<'a> {
+pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
 }
 
@@ -181,7 +181,7 @@ impl<'a> Decoder<'a> {
 }
 
 /// Whether a text can be shown on a terminal as one word: no spaces, control or format characters, and not empty.
-pub(super) fn is_printable(text: &str) -> bool {
+pub(crate) fn is_printable(text: &str) -> bool {
     // Format characters reorder or hide what is around them.
     let formats = |c: char| {
         matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}')

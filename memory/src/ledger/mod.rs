@@ -23,7 +23,7 @@
 //! A ledger that is deleted takes nobody with it: those who have it open go on with it, and who joins later makes another.
 //! [`Membership::check_place`] tells.
 
-mod codec;
+pub(crate) mod codec;
 mod error;
 mod file;
 mod head;

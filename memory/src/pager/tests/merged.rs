@@ -1,6 +1,6 @@
 //! Pages that KSM has merged, and mappings that advice has cut in two.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 
 use super::*;
@@ -8,6 +8,8 @@ use super::*;
 /// KSM as this test needs it, and as it was found when it ends.
 struct Ksm {
     found: Vec<(&'static str, String)>,
+    /// Whoever drives KSM holds this (`sharing::ksm`).
+    _lock: File,
 }
 
 const SETTINGS: [(&str, &str); 3] = [("pages_to_scan", "10000"), ("sleep_millisecs", "5"), ("run", "1")];
@@ -18,9 +20,11 @@ fn path(name: &str) -> String {
 
 impl Ksm {
     fn start() -> Self {
+        let lock = File::open(path("run")).expect("a kernel with KSM");
+        lock.lock().unwrap();
         let found =
             SETTINGS.map(|(name, _)| (name, fs::read_to_string(path(name)).expect("a kernel with KSM"))).to_vec();
-        let ksm = Self { found };
+        let ksm = Self { found, _lock: lock };
         for (name, value) in SETTINGS {
             fs::write(path(name), value).expect("the tests run as root");
         }
