@@ -1,15 +1,27 @@
-//! Sharing: one copy of what several guests of a pool hold.
+//! Sharing: one copy of what a guest, or several guests of a pool, hold.
 //!
-//! [`fingerprint`] is what members tell each other of a page. [`sketch`] is how they tell it, [`copies`] what each learns
-//! from it: how many copies its own pages have. [`layout`] cuts guest RAM into the regions of which [`regions`] says when
-//! each is looked at, [`profit`] whether it is worth merging, and [`advice`] what the kernel is to be told.
+//! [`Scanner`] is the thread that looks over guest RAM: zero pages go back to the host, of others it tells the [`merger`],
+//! where pages may be merged. [`layout`] cuts guest RAM into the regions of which [`regions`] says when each is looked at.
+//! [`fingerprint`] is what members of a pool tell each other of a page, [`sketch`] how they tell it, [`copies`] what each
+//! learns from it: how many copies its own pages have. [`profit`] says whether a region is worth merging, [`advice`] what
+//! the kernel is to be told, and [`ksm`] is the kernel's own part: what it says, and how it is driven.
 
 pub mod advice;
 pub mod copies;
 pub mod fingerprint;
 mod folder;
+mod handle;
+pub mod ksm;
 pub mod layout;
+mod mechanisms;
+mod merger;
 pub mod profit;
 pub mod regions;
+mod rest;
 mod salt;
+mod scanner;
 pub mod sketch;
+
+pub use handle::{MergingStatistics, SharingHandle, SharingStatistics};
+pub use mechanisms::{Mechanisms, MechanismsError};
+pub use scanner::{PoolPlace, Scanner, SharingConfig, SharingError};

@@ -1,18 +1,15 @@
 //! Pages that KSM has merged, and mappings that advice has cut in two.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::sync::{MutexGuard, PoisonError};
 
 use super::*;
-
-/// The kernel has one KSM.
-static ONE: Mutex<()> = Mutex::new(());
 
 /// KSM as this test needs it, and as it was found when it ends.
 struct Ksm {
     found: Vec<(&'static str, String)>,
-    _one: MutexGuard<'static, ()>,
+    /// Whoever drives KSM holds this (`sharing::ksm`).
+    _lock: File,
 }
 
 const SETTINGS: [(&str, &str); 3] = [("pages_to_scan", "10000"), ("sleep_millisecs", "5"), ("run", "1")];
@@ -23,10 +20,11 @@ fn path(name: &str) -> String {
 
 impl Ksm {
     fn start() -> Self {
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = File::open(path("run")).expect("a kernel with KSM");
+        lock.lock().unwrap();
         let found =
             SETTINGS.map(|(name, _)| (name, fs::read_to_string(path(name)).expect("a kernel with KSM"))).to_vec();
-        let ksm = Self { found, _one: one };
+        let ksm = Self { found, _lock: lock };
         for (name, value) in SETTINGS {
             fs::write(path(name), value).expect("the tests run as root");
         }

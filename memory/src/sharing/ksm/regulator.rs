@@ -1,0 +1,227 @@
+//! How fast ksmd is to go: from what waits to be merged, and what it costs, to pages_to_scan and sleep_millisecs. Pure.
+//!
+//! ksmd goes through everything that is advised, again and again. A page is merged at the earliest when it is seen the
+//! second time with the same content (kernel mm/ksm.c, the checksum of an rmap item), so what is advised now is judged after
+//! two whole passes; more passes find only what has changed since. So there are two speeds: all of the budget while there
+//! is something new, next to nothing once it is judged.
+
+use std::time::Duration;
+
+/// The pass that is under way when a page is advised may be past it; the two after that are whole.
+const PASSES: u64 = 3;
+
+/// So many pages more than at the last look are something new: the larger of 1 MiB and a 16th. Below that, pages that
+/// are unmerged by a write here and merged again there would keep ksmd going.
+const NEW_PAGES: u64 = 256;
+const NEW_PART: u64 = 16;
+
+/// CPU share of a ksmd that has nothing to do; it would find pages that have become equal since.
+const REST_SHARE: f64 = 0.001;
+
+/// Scan and sleep together. ksmd sleeps up to a tick (10 ms at most) longer than it is told: the longer, the less that
+/// matters; the shorter, the less it keeps others from the CPU at a time.
+const CYCLE: Duration = Duration::from_millis(200);
+const REST_CYCLE: Duration = Duration::from_secs(2);
+
+/// A page where this was measured first; what holds is measured.
+const FIRST_COST: Duration = Duration::from_nanos(5700);
+
+/// What a page may cost: a page that only has to be counted, and one behind thousands that ksmd skips.
+const COSTS: (f64, f64) = (100e-9, 10e-3);
+
+/// CPU time after which the cost of a page is told anew: two clock ticks where there is no better clock.
+const COST_WINDOW: Duration = Duration::from_millis(20);
+
+/// In which time a difference to the budget is made good.
+const HORIZON: Duration = Duration::from_secs(4);
+
+/// By how much the share may differ from the budget for that. ksmd cannot use all it may where little is advised: what it
+/// saves then is not for later.
+const CORRECTIONS: (f64, f64) = (0.1, 1.2);
+
+/// A pace that differs less is not worth a write.
+const NEAR: f64 = 0.05;
+
+/// How ksmd runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Pace {
+    /// Pages it looks at before it sleeps.
+    pub pages_to_scan: u32,
+    /// How long it sleeps.
+    pub sleep_millisecs: u32,
+}
+
+impl Pace {
+    /// The pace that takes a share of a core, above 0 and at most 1, when a page costs so many seconds.
+    fn of(share: f64, cycle: Duration, cost_seconds: f64) -> Self {
+        let busy_seconds = cycle.as_secs_f64() * share;
+        let pages = (busy_seconds / cost_seconds).round().clamp(1.0, f64::from(u32::MAX));
+        // As long as what is looked at costs, where that is more than the cycle has room for.
+        let cycle_seconds = cycle.as_secs_f64().max(pages * cost_seconds / share);
+        let sleep = (cycle_seconds * (1.0 - share) * 1e3).round();
+        Self { pages_to_scan: pages as u32, sleep_millisecs: sleep as u32 }
+    }
+
+    fn is_near(self, other: Self) -> bool {
+        let near = |a: u32, b: u32| f64::from(a.abs_diff(b)) <= f64::from(a.max(b)) * NEAR;
+        near(self.pages_to_scan, other.pages_to_scan) && near(self.sleep_millisecs, other.sleep_millisecs)
+    }
+}
+
+/// What is known at a moment. Totals only ever rise.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Look {
+    /// Time since any beginning.
+    pub time: Duration,
+    /// Pages that are advised and not merged.
+    pub waiting_pages: u64,
+    /// Passes that ksmd has ended.
+    pub full_scans: u64,
+    /// Pages it has looked at, where the kernel counts them.
+    pub pages_scanned: Option<u64>,
+    /// CPU time it has had, where it can be seen.
+    pub cpu_time: Option<Duration>,
+}
+
+/// Whether there is something new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    /// All was judged but for less than would be new; so many pages remained.
+    Judged { pages: u64 },
+    /// There is, until the passes have reached this number; so many pages wait at the least since.
+    New { until_scans: u64, pages: u64 },
+}
+
+impl Work {
+    fn next(self, waiting_pages: u64, full_scans: u64) -> Self {
+        let (Self::Judged { pages } | Self::New { pages, .. }) = self;
+        let is_new = waiting_pages >= pages.saturating_add(NEW_PAGES.max(pages / NEW_PART));
+        match self {
+            _ if is_new => Self::New { until_scans: full_scans.saturating_add(PASSES), pages: waiting_pages },
+            Self::New { until_scans, .. } if waiting_pages > 0 && full_scans < until_scans => {
+                Self::New { until_scans, pages: pages.min(waiting_pages) }
+            }
+            Self::New { .. } => Self::Judged { pages: waiting_pages },
+            // Down with those that get merged after all: what comes instead is new.
+            Self::Judged { .. } => Self::Judged { pages: pages.min(waiting_pages) },
+        }
+    }
+}
+
+/// What ksmd costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Cost {
+    seconds_a_page: f64,
+    /// What was seen since that was told.
+    seen: Duration,
+    seen_pages: f64,
+}
+
+impl Cost {
+    fn next(mut self, cpu_time: Duration, pages: f64) -> Self {
+        self.seen += cpu_time;
+        self.seen_pages += pages;
+        if self.seen >= COST_WINDOW && self.seen_pages >= 1.0 {
+            let cost = (self.seen.as_secs_f64() / self.seen_pages).clamp(COSTS.0, COSTS.1);
+            // One window alone may be a pass's end, or a cold cache.
+            let seconds_a_page = (self.seconds_a_page + cost) / 2.0;
+            return Self { seconds_a_page, seen: Duration::ZERO, seen_pages: 0.0 };
+        }
+        self
+    }
+}
+
+/// What a tuner remembers from look to look.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Regulator {
+    /// The budget: a share of a core, above 0 and at most 1.
+    share: f64,
+    work: Work,
+    cost: Cost,
+    /// CPU time below (or, negative, above) the budget, in seconds.
+    unspent_seconds: f64,
+    last: Option<Look>,
+    pace: Option<Pace>,
+}
+
+impl Regulator {
+    /// With a budget in percent of a core, 1 to 100.
+    pub fn new(cpu_percent: u8) -> Self {
+        Self {
+            share: f64::from(cpu_percent.clamp(1, 100)) / 100.0,
+            work: Work::Judged { pages: 0 },
+            cost: Cost { seconds_a_page: FIRST_COST.as_secs_f64(), seen: Duration::ZERO, seen_pages: 0.0 },
+            unspent_seconds: 0.0,
+            last: None,
+            pace: None,
+        }
+    }
+
+    /// The pace; `None` until there was anything to do.
+    pub fn pace(&self) -> Option<Pace> {
+        self.pace
+    }
+
+    /// Whether there is something new to be merged.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.work, Work::New { .. })
+    }
+
+    /// What a page costs, as measured.
+    pub fn cost(&self) -> Duration {
+        Duration::from_secs_f64(self.cost.seconds_a_page)
+    }
+
+    /// After another look.
+    #[must_use]
+    pub fn next(mut self, look: &Look) -> Self {
+        let was_busy = self.is_busy();
+        self.measure(look);
+        self.work = self.work.next(look.waiting_pages, look.full_scans);
+        self.last = Some(*look);
+        if self.is_busy() != was_busy {
+            // What was not used for want of work is not for later.
+            self.unspent_seconds = self.unspent_seconds.min(0.0);
+        }
+        let wanted = match self.is_busy() {
+            true => Pace::of(self.corrected_share(), CYCLE, self.cost.seconds_a_page),
+            false if self.pace.is_none() => return self,
+            false => Pace::of(self.share.min(REST_SHARE), REST_CYCLE, self.cost.seconds_a_page),
+        };
+        self.pace = Some(self.pace.filter(|pace| pace.is_near(wanted)).unwrap_or(wanted));
+        self
+    }
+
+    /// What became of the last pace.
+    fn measure(&mut self, look: &Look) {
+        let (Some(last), Some(pace)) = (self.last, self.pace) else { return };
+        let passed = look.time.saturating_sub(last.time);
+        let (Some(before), Some(now)) = (last.cpu_time, look.cpu_time) else { return };
+        let used = now.saturating_sub(before);
+        let pages = match (last.pages_scanned, look.pages_scanned) {
+            (Some(before), Some(now)) => now.saturating_sub(before) as f64,
+            // It does not count them: so many as it had time for between sleeps. Too many where passes are short, or
+            // nothing ran.
+            _ if used.is_zero() || pace.sleep_millisecs == 0 => 0.0,
+            _ => {
+                let slept = passed.saturating_sub(used).as_secs_f64();
+                slept * 1e3 / f64::from(pace.sleep_millisecs) * f64::from(pace.pages_to_scan)
+            }
+        };
+        self.cost = self.cost.next(used, pages);
+        if self.is_busy() {
+            let most = self.share * HORIZON.as_secs_f64();
+            let unspent = self.unspent_seconds + passed.as_secs_f64() * self.share - used.as_secs_f64();
+            self.unspent_seconds = unspent.clamp(-most * (1.0 - CORRECTIONS.0), most * (CORRECTIONS.1 - 1.0));
+        }
+    }
+
+    /// The share of a core for the next time, so that the budget is kept on the whole.
+    fn corrected_share(&self) -> f64 {
+        let correction = 1.0 + self.unspent_seconds / (self.share * HORIZON.as_secs_f64());
+        (self.share * correction.clamp(CORRECTIONS.0, CORRECTIONS.1)).min(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! KSM itself, driven for a moment.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::io;
+
+use super::*;
+
+/// How long others who use KSM may keep it, and how long it may take itself.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const PAGES: usize = 1024;
+
+/// Memory of equal pages that is advised.
+struct Advised {
+    address: *mut libc::c_void,
+}
+
+impl Advised {
+    fn new() -> Self {
+        let bytes = PAGES * 4096;
+        // SAFETY: a new mapping, of anonymous memory.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(address, libc::MAP_FAILED);
+        // SAFETY: all of it is mapped, and nobody else's.
+        let result = unsafe {
+            libc::memset(address, 0x5a, bytes);
+            libc::madvise(address, bytes, libc::MADV_MERGEABLE)
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        Self { address }
+    }
+}
+
+impl Drop for Advised {
+    fn drop(&mut self) {
+        // SAFETY: mapped by itself, and nothing refers to it.
+        unsafe { libc::munmap(self.address, PAGES * 4096) };
+    }
+}
+
+/// Values that nobody but a tuner has any reason to change meanwhile, as text.
+fn settings() -> Vec<String> {
+    let text = |setting: &Setting| fs::read_to_string(setting.to_string()).unwrap_or_default();
+    Setting::ALL.iter().map(text).collect()
+}
+
+fn take(pool: &Path, config: TunerConfig) -> Tuner {
+    let started = Instant::now();
+    loop {
+        match Tuner::new(pool, config) {
+            // Other tests take turns in the same way.
+            Err(KsmError::Taken { .. }) if started.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result.unwrap(),
+        }
+    }
+}
+
+#[test]
+fn it_merges_and_leaves_all_as_it_was() {
+    let pool = tempfile::tempdir().unwrap();
+    let mut tuner = take(pool.path(), TunerConfig { cpu_percent: 20, across_nodes: None });
+    let other = tempfile::tempdir().unwrap();
+    assert!(matches!(Tuner::new(other.path(), TunerConfig::default()), Err(KsmError::Taken { .. })));
+    let found = settings();
+    if found[Setting::Run as usize].trim() == "2" {
+        // Not to be started.
+        return;
+    }
+    let started = Instant::now();
+    assert_eq!(tuner.step(started, 0).unwrap(), []);
+    assert!(!pool.path().join("ksm").exists(), "nothing waits, nothing is changed");
+    let advised = Advised::new();
+    let merged = || KsmProcess::read().unwrap().merging_pages.unwrap() as usize;
+    let mut step = 1;
+    while merged() < PAGES - 1 {
+        assert!(started.elapsed() < PATIENCE, "{} are merged, {:?}", merged(), tuner.state());
+        let lost = tuner.step(started + step * PERIOD, (PAGES - merged()) as u64).unwrap();
+        assert_eq!(lost, [], "somebody changes KSM while it is locked");
+        step += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let state = KsmState::read(Some(tuner.state()));
+    assert!(state.tuner.as_ref().is_some_and(|tuner| tuner.drives && tuner.pace.is_some()), "{state:?}");
+    assert!(state.host.is_some_and(|host| host.run == 1 && host.pages_sharing > 0));
+    assert!(pool.path().join("ksm").exists());
+    drop(tuner);
+    // Before others, who wait for the lock, have it.
+    let lock = File::open(Setting::Run.to_string()).unwrap();
+    if lock.try_lock().is_ok() {
+        assert_eq!(settings(), found);
+    }
+    assert!(!pool.path().join("ksm").exists());
+    assert!(Tuner::restore_left_behind(pool.path()).unwrap().is_none());
+    drop(advised);
+}
