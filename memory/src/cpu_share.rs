@@ -10,6 +10,7 @@ const BURST: Duration = Duration::from_millis(10);
 pub(crate) struct CpuShare {
     share: f64,
     looked: Instant,
+    began: Duration,
     used: Duration,
     /// Seconds of CPU time that may be used now; negative when too much was.
     credit: f64,
@@ -18,12 +19,19 @@ pub(crate) struct CpuShare {
 impl CpuShare {
     /// For the calling thread.
     pub fn new(percent: u32) -> Self {
+        let used = thread_cpu_time();
         Self {
             share: f64::from(percent) / 100.0,
             looked: Instant::now(),
-            used: thread_cpu_time(),
+            began: used,
+            used,
             credit: BURST.as_secs_f64(),
         }
+    }
+
+    /// CPU time used as of the last call of [`CpuShare::pause`].
+    pub fn used(&self) -> Duration {
+        self.used.saturating_sub(self.began)
     }
 
     /// How long to pause before going on, after what the thread has used since the last call.

@@ -109,6 +109,7 @@ impl Paged {
         let is_out = |state: &State| state.is_stored() || state.is_transient() || *state == State::Aside;
         if !self.table.is_armed()
             || !self.may_open.load(Ordering::Relaxed)
+            || self.is_held.load(Ordering::Relaxed)
             || State::ALL.iter().filter(|state| is_out(state)).any(|&state| self.table.count(state) > 0)
         {
             return;

@@ -69,6 +69,15 @@ impl Frames {
         unsafe { std::ptr::copy_nonoverlapping(from, to, PAGE_BYTES) };
     }
 
+    /// Whether the first word of a page of guest RAM is zero.
+    ///
+    /// # Safety
+    /// As for [`Frames::copy_out`].
+    pub unsafe fn begins_with_zero(&self, gfn: u64) -> bool {
+        // SAFETY: the page is mapped, aligned, and any bytes are a number; the guest may change it at any time.
+        unsafe { (self.ram_address(gfn) as *const u64).read_volatile() == 0 }
+    }
+
     /// Copies a page of guest RAM out. The guest may write to it meanwhile.
     ///
     /// # Safety

@@ -1,6 +1,6 @@
 //! All stores behind one door: a page goes in by content and comes out by what its state word remembers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::page_table::{Location, Stored};
@@ -75,6 +75,9 @@ pub(super) struct Homes {
     pub compressed: CompressedStore,
     pub index: DuplicateIndex,
     pub swap: Option<Swap>,
+    /// Equal pages are stored once.
+    // Alone: the next page takes it.
+    pub shares: AtomicBool,
     /// Memory of index and bookkeeping when last asked: asking takes too long for every fault.
     bookkeeping_bytes: AtomicU64,
     started: Instant,
@@ -100,6 +103,7 @@ impl Homes {
             compressed: CompressedStore::new(config.store_limit_bytes),
             index: DuplicateIndex::new(),
             swap,
+            shares: AtomicBool::new(true),
             bookkeeping_bytes: AtomicU64::new(0),
             started: Instant::now(),
         }
@@ -152,6 +156,9 @@ impl Homes {
     /// A stored content equal to the page, with a reference to it for the caller. The hash is a hint, the whole page is
     /// compared.
     fn find_equal(&self, page: &Page, hash: PageHash, bench: &mut Workbench) -> Option<ShareId> {
+        if !self.shares.load(Ordering::Relaxed) {
+            return None;
+        }
         let candidate = self.index.acquire(hash)?;
         let Workbench { decompressor, page: buffer, .. } = bench;
         if self.read(candidate.share, decompressor, &mut buffer.0).is_ok() && buffer.0 == *page {

@@ -5,6 +5,7 @@
 //! protected counts as saved. KSM takes a protection off when it merges a page; looking finds it again
 //! (Documentation/admin-guide/mm/{ksm,pagemap,userfaultfd}.rst).
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -85,6 +86,12 @@ pub struct MergedPages {
 #[derive(Clone)]
 pub struct Mergeable {
     paged: Arc<Paged>,
+}
+
+impl fmt::Debug for Mergeable {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Mergeable").field("merged_pages", &self.merged_pages()).finish_non_exhaustive()
+    }
 }
 
 impl Pager {
@@ -186,6 +193,16 @@ impl Mergeable {
     /// Merged pages that are known.
     pub fn merged_pages(&self) -> u64 {
         self.paged.kernel().merged.pages.count()
+    }
+
+    /// What they cost less than as many pages of their own.
+    pub fn saved_bytes(&self) -> u64 {
+        self.paged.kernel().merged.saved_bytes()
+    }
+
+    /// Merged pages that the guest has written to, in total.
+    pub fn broken_pages(&self) -> u64 {
+        self.paged.counters.broken.get()
     }
 
     fn has_room(&self, pages: u64) -> bool {

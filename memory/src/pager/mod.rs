@@ -355,6 +355,16 @@ impl Pager {
         self.paged.set_vcpu_threads(threads);
     }
 
+    /// Keeps the VM armed although it has no limit, until told otherwise; it must be armed for that.
+    pub fn hold_armed(&self, is_held: bool) {
+        self.paged.is_held.store(is_held, Ordering::Relaxed);
+    }
+
+    /// Whether equal pages that are stored from now on are stored once.
+    pub fn share_stored(&self, is_shared: bool) {
+        self.paged.homes.shares.store(is_shared, Ordering::Relaxed);
+    }
+
     /// What was counted so far, and what is held now.
     pub fn statistics(&self) -> PagerStatistics {
         let paged = &self.paged;

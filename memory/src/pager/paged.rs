@@ -65,6 +65,9 @@ pub(super) struct Paged {
     /// The VM is opened as soon as no page is out.
     // Written under the write lock of `arming` where it matters.
     pub may_open: AtomicBool,
+    /// Somebody wants the VM armed all the same.
+    // Alone: seen at the next look.
+    pub is_held: AtomicBool,
     /// Every page of the armed VM was looked at.
     // Under the write lock of `arming`.
     pub is_classified: AtomicBool,
@@ -96,6 +99,7 @@ impl Paged {
             vcpu_threads: OnceLock::new(),
             kernel: OnceLock::new(),
             may_open: AtomicBool::new(false),
+            is_held: AtomicBool::new(false),
             is_classified: AtomicBool::new(false),
             arming: RwLock::default(),
             guest_waits: AtomicBool::new(false),

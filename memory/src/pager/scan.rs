@@ -20,6 +20,9 @@ pub enum Sight<'a> {
     Merged,
 }
 
+/// What is done with each.
+type See<'a> = &'a mut dyn FnMut(u64, Sight<'_>);
+
 /// What a look over some pages has found. All in pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Found {
@@ -37,12 +40,11 @@ pub struct Scan {
 }
 
 impl Pager {
-    /// For the calling thread. Its faults never wait for the limit.
+    /// For one thread, which must be [exempt](Pager::exempt_thread).
     ///
     /// # Errors
     /// [`PagerError::Codec`] when there is no memory for a codec.
-    pub fn scan(&self, thread: i32) -> Result<Scan, PagerError> {
-        self.exempt_thread(thread);
+    pub fn scan(&self) -> Result<Scan, PagerError> {
         Ok(Scan {
             paged: Arc::clone(&self.paged),
             bench: Workbench::new(&self.paged.config)?,
@@ -54,16 +56,16 @@ impl Pager {
 impl Scan {
     /// Gives back the pages of a range that are zero. Nothing happens in an open VM.
     pub fn free_zeroes(&mut self, gfns: Range<u64>) -> Found {
-        self.look_over(gfns, true, |_, _| {})
+        self.look_over(gfns, true, None)
     }
 
     /// Shows every page of a range that is in guest RAM and not zero, and gives those back that are if `frees_zeroes`. Nothing
     /// happens in an open VM.
-    pub fn show(&mut self, gfns: Range<u64>, frees_zeroes: bool, see: impl FnMut(u64, Sight<'_>)) -> Found {
-        self.look_over(gfns, frees_zeroes, see)
+    pub fn show(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: impl FnMut(u64, Sight<'_>)) -> Found {
+        self.look_over(gfns, frees_zeroes, Some(&mut see))
     }
 
-    fn look_over(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: impl FnMut(u64, Sight<'_>)) -> Found {
+    fn look_over(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: Option<See<'_>>) -> Found {
         let Self { paged, bench, page: buffer } = self;
         let mut found = Found::default();
         if !paged.table.is_armed() {
@@ -77,10 +79,14 @@ impl Scan {
             }
             found.scanned_pages += 1;
             if paged.kernel().merged.contains(gfn) {
-                see(gfn, Sight::Merged);
-            } else if paged.read_resident(gfn, buffer) {
+                if let Some(see) = &mut see {
+                    see(gfn, Sight::Merged);
+                }
+            } else if paged.read_resident(gfn, see.is_some(), buffer) {
                 if !zero::is_zero(buffer) {
-                    see(gfn, Sight::Content(buffer));
+                    if let Some(see) = &mut see {
+                        see(gfn, Sight::Content(buffer));
+                    }
                 } else if frees_zeroes {
                     match zeroes.last_mut() {
                         Some(run) if run.end == gfn => run.end += 1,
@@ -97,15 +103,20 @@ impl Scan {
 }
 
 impl Paged {
-    /// Copies a page, if it is in guest RAM.
-    fn read_resident(&self, gfn: u64, page: &mut Page) -> bool {
+    /// Copies a page, if it is in guest RAM; where only zeroes are wanted, only if it looks as if it were.
+    fn read_resident(&self, gfn: u64, is_any_wanted: bool, page: &mut Page) -> bool {
         if !self.table.pin_resident(gfn).unwrap_or(false) {
             return false;
         }
+        let frames = &self.kernel().frames;
         // SAFETY: the pin keeps the page in guest RAM; where the guest frees it meanwhile a new one comes, which is zero.
-        unsafe { self.kernel().frames.copy_out(gfn, page) };
+        let is_wanted = is_any_wanted || unsafe { frames.begins_with_zero(gfn) };
+        if is_wanted {
+            // SAFETY: as above.
+            unsafe { frames.copy_out(gfn, page) };
+        }
         self.unpin(gfn..gfn + 1);
-        true
+        is_wanted
     }
 
     /// Gives back the pages of a range that are zero: each is moved aside, where it cannot change, and looked at there. What

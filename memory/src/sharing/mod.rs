@@ -11,6 +11,7 @@ pub mod copies;
 pub mod fingerprint;
 mod folder;
 mod handle;
+mod known;
 pub mod ksm;
 pub mod layout;
 mod mechanisms;

@@ -11,7 +11,7 @@ fn zero_pages_go_back_to_the_host_and_read_as_zero() {
     for method in methods() {
         let guest = Guest::new(&[0..8 * MIB], in_memory(method));
         zero_every_fourth(&guest);
-        let mut scan = guest.pager.scan(0).unwrap();
+        let mut scan = guest.pager.scan().unwrap();
         assert_eq!(scan.free_zeroes(0..2048), Found::default(), "an open VM is left alone");
         guest.pager.arm().unwrap();
         assert_eq!(scan.free_zeroes(0..2048), Found { scanned_pages: 2048, freed_pages: 512 });
@@ -31,7 +31,7 @@ fn what_is_not_zero_is_shown() {
     guest.pager.arm().unwrap();
     guest.evict(0..16);
     let mut seen = Vec::new();
-    let found = guest.pager.scan(0).unwrap().show(0..64, false, |gfn, sight| {
+    let found = guest.pager.scan().unwrap().show(0..64, false, |gfn, sight| {
         assert_eq!(sight, Sight::Content(&page_of(gfn, 0)));
         seen.push(gfn);
     });
@@ -60,7 +60,7 @@ fn pages_that_change_while_they_are_scanned_are_kept() {
                         (0..256).step_by(3).for_each(|gfn| assert_eq!(guest.read(gfn), [round as u8; PAGE_BYTES]));
                     }
                 });
-                let mut scan = guest.pager.scan(0).unwrap();
+                let mut scan = guest.pager.scan().unwrap();
                 let mut freed_pages = 0;
                 while !writer.is_finished() {
                     freed_pages += scan.free_zeroes(0..256).freed_pages;

@@ -1,0 +1,153 @@
+//! A VM's sharing as others of its process see and control it.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ksm::KsmProcess;
+use super::mechanisms::Mechanisms;
+use super::regions::LEVELS;
+use super::sketch::{LiveMember, SketchStatistics};
+
+/// What a scanner has done. Totals count up from its start.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct SharingStatistics {
+    /// The ways that are switched on.
+    pub mechanisms: Mechanisms,
+    /// Guest RAM is being scanned: the pool is short, or the user asked for it.
+    pub is_scanning: bool,
+    /// CPU time it may use, in percent of a core.
+    pub cpu_percent: u32,
+    /// CPU time it has used.
+    pub cpu_ns: u64,
+    /// Times it has been through all of guest RAM.
+    pub rounds: u64,
+    /// Pages looked at, in total.
+    pub scanned_pages: u64,
+    /// Zero pages given back, in total.
+    pub freed_pages: u64,
+    /// Regions of 2 MiB at each level, from those visited least to those visited most.
+    pub levels: [u32; LEVELS],
+    /// The merging of pages, while that is on.
+    pub merging: Option<MergingStatistics>,
+    /// Things that failed: the pool's folder, the kernel's advice. What was before stays.
+    pub failures: u64,
+    /// The last of them.
+    pub last_failure: Option<String>,
+}
+
+/// What has become of merging. Pages as of now, unless said otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct MergingStatistics {
+    /// Pages whose content has not changed for two visits.
+    pub stable_pages: u64,
+    /// Of those, pages that have copies in the pool.
+    pub duplicate_pages: u64,
+    /// Pages that the kernel was told to merge, if it finds equal ones.
+    pub advised_pages: u64,
+    /// Of those, pages present that are not merged.
+    pub waiting_pages: u64,
+    /// Pages that are merged.
+    pub merged_pages: u64,
+    /// What they cost less than as many pages of their own.
+    pub saved_bytes: u64,
+    /// Merged pages that were written to, in total.
+    pub broken_pages: u64,
+    /// Regions given up after they had been advised, in total.
+    pub given_up_regions: u64,
+    /// Duplicates are spread so evenly that everything is advised.
+    pub advises_all: bool,
+    /// Exchanges with the other members.
+    pub exchanges: u64,
+    /// The last look at the other members' sketches.
+    pub sketches: SketchStatistics,
+    /// What the kernel says of this process.
+    pub kernel: KsmProcess,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mechanisms: Mechanisms,
+    is_wanted: bool,
+    is_stopping: bool,
+    live: Vec<LiveMember>,
+    statistics: SharingStatistics,
+}
+
+/// See the top of this file. Its lock is held for a copy only.
+#[derive(Debug, Default)]
+pub struct SharingHandle {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl SharingHandle {
+    pub(super) fn new(mechanisms: Mechanisms) -> Self {
+        let handle = Self::default();
+        handle.with(|state| state.mechanisms = mechanisms);
+        handle
+    }
+
+    /// Switches the ways of sharing. What was merged is unmerged as there is room for it.
+    pub fn set_mechanisms(&self, mechanisms: Mechanisms) {
+        self.with(|state| state.mechanisms = mechanisms);
+        self.changed.notify_all();
+    }
+
+    /// The ways that are switched on.
+    pub fn mechanisms(&self) -> Mechanisms {
+        self.with(|state| state.mechanisms)
+    }
+
+    /// The pool could become short: it pays to scan before it is.
+    pub fn set_wanted(&self, is_wanted: bool) {
+        if self.with(|state| std::mem::replace(&mut state.is_wanted, is_wanted)) != is_wanted {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Who else is in the pool.
+    pub fn set_live(&self, live: Vec<LiveMember>) {
+        self.with(|state| state.live = live);
+    }
+
+    /// What was done so far.
+    pub fn statistics(&self) -> SharingStatistics {
+        self.with(|state| SharingStatistics { mechanisms: state.mechanisms, ..state.statistics.clone() })
+    }
+
+    pub(super) fn live(&self) -> Vec<LiveMember> {
+        self.with(|state| state.live.clone())
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.with(|state| state.is_wanted)
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.with(|state| state.is_stopping)
+    }
+
+    pub(super) fn stop(&self) {
+        self.with(|state| state.is_stopping = true);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut SharingStatistics)) {
+        self.with(|state| change(&mut state.statistics));
+    }
+
+    /// Rests, unless somebody wants something else.
+    pub(super) fn rest(&self, length: Duration) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_stopping && !length.is_zero() {
+            // Woken too early it looks round once more.
+            drop(self.changed.wait_timeout(state, length));
+        }
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,263 @@
+//! The thread that looks over guest RAM for what need not be there: zero pages, and pages that others have too.
+//!
+//! It has a share of a CPU, goes where it finds something (`regions`), and rests while it finds nothing (`rest`). What it
+//! finds zero goes back to the host at once; of the rest it tells the [`Merger`], where pages may be merged.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::cpu_share::CpuShare;
+use crate::ledger::MemberId;
+use crate::pager::{Found, Pager, PagerError, Scan};
+use crate::ram::GuestRam;
+
+use super::handle::SharingHandle;
+use super::layout::Layout;
+use super::mechanisms::Mechanisms;
+use super::merger::{Merger, MergerError};
+use super::regions::{ROUND_BEATS, Region, Regions, Yield};
+use super::rest::{Beat, Rest};
+
+/// How often one that has nothing to do looks whether it has.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Why memory cannot be shared.
+#[derive(Debug, thiserror::Error)]
+pub enum SharingError {
+    /// The pager.
+    #[error(transparent)]
+    Pager(#[from] PagerError),
+    /// A thread cannot be had.
+    #[error("scanner: starting a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What is shared, and at what price.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharingConfig {
+    /// The ways to begin with.
+    pub mechanisms: Mechanisms,
+    /// Scans also where nothing is short: the user asked for sharing.
+    pub scans_always: bool,
+    /// CPU time for the scanner, in percent of a core, at least 1.
+    pub scan_cpu_percent: u32,
+}
+
+impl Default for SharingConfig {
+    fn default() -> Self {
+        Self { mechanisms: Mechanisms::default(), scans_always: false, scan_cpu_percent: 5 }
+    }
+}
+
+/// A VM's place in the pool that it may merge pages with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolPlace {
+    /// The pool's folder.
+    pub folder: PathBuf,
+    /// Who it is there.
+    pub id: MemberId,
+}
+
+/// Scans the RAM of one VM until it is dropped.
+#[derive(Debug)]
+pub struct Scanner {
+    handle: Arc<SharingHandle>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Scanner {
+    /// Starts the thread. `thread_id` tells a thread's kernel id, of which the pager is told.
+    ///
+    /// # Errors
+    /// [`SharingError`].
+    pub fn start(
+        pager: &Arc<Pager>,
+        ram: &GuestRam,
+        config: SharingConfig,
+        place: Option<PoolPlace>,
+        thread_id: fn() -> i32,
+    ) -> Result<Self, SharingError> {
+        let handle = Arc::new(SharingHandle::new(config.mechanisms));
+        handle.update(|statistics| statistics.cpu_percent = config.scan_cpu_percent);
+        let ranges: Vec<_> = ram.regions().iter().map(|region| region.gfns()).collect();
+        let layout = Layout::new(&ranges);
+        let mut body = Body {
+            pager: Arc::clone(pager),
+            scan: pager.scan()?,
+            handle: Arc::clone(&handle),
+            config,
+            place,
+            regions: Regions::new(layout.clone()),
+            layout,
+            rest: Rest::default(),
+            merger: None,
+        };
+        let run = move || {
+            body.pager.exempt_thread(thread_id());
+            body.run();
+        };
+        let thread = thread::Builder::new().name("scanner".to_owned()).spawn(run).map_err(SharingError::Thread)?;
+        Ok(Self { handle, thread: Some(thread) })
+    }
+
+    /// How others see and control it.
+    pub fn handle(&self) -> Arc<SharingHandle> {
+        Arc::clone(&self.handle)
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic there leaves pages in flight, and what they wait for tells.
+            drop(thread.join());
+        }
+    }
+}
+
+/// What the thread works with.
+struct Body {
+    pager: Arc<Pager>,
+    scan: Scan,
+    handle: Arc<SharingHandle>,
+    config: SharingConfig,
+    place: Option<PoolPlace>,
+    layout: Layout,
+    regions: Regions,
+    rest: Rest,
+    merger: Option<Merger>,
+}
+
+impl Body {
+    fn run(&mut self) {
+        let mut share = CpuShare::new(self.config.scan_cpu_percent.max(1));
+        let (mut beat, mut number) = (Beat::default(), 0);
+        while !self.handle.is_stopping() {
+            let mechanisms = self.handle.mechanisms();
+            self.pager.share_stored(mechanisms.store);
+            self.settle_merging(mechanisms);
+            let is_scanning = self.is_scanning(mechanisms);
+            self.handle.update(|statistics| statistics.is_scanning = is_scanning);
+            let region = if is_scanning { self.regions.next() } else { None };
+            let Some(region) = region else {
+                let pause = if self.is_unmerging(mechanisms) { Duration::from_millis(20) } else { IDLE };
+                self.handle.rest(pause);
+                continue;
+            };
+            if self.regions.beat() != number {
+                number = self.regions.beat();
+                self.end_beat(&mut beat);
+                self.account(&share);
+            }
+            self.visit(&region, mechanisms, &mut beat);
+            if let Some(pause) = share.pause() {
+                self.handle.rest(pause);
+            }
+        }
+        self.account(&share);
+    }
+
+    /// Whether there is a reason to scan, in a VM whose pages are the pager's.
+    fn is_scanning(&self, mechanisms: Mechanisms) -> bool {
+        let has_work = mechanisms.zero || mechanisms.ksm;
+        let asks = has_work && self.config.scans_always;
+        self.pager.hold_armed(asks);
+        if asks && !self.pager.usage().is_armed && self.pager.arm().is_err() {
+            return false;
+        }
+        has_work && (asks || self.handle.is_wanted()) && self.pager.usage().is_armed
+    }
+
+    /// Begins to merge where that is wanted now, or goes on to end it.
+    fn settle_merging(&mut self, mechanisms: Mechanisms) {
+        match (&mut self.merger, &self.place) {
+            (None, Some(place)) if mechanisms.ksm => {
+                if let Some(mergeable) = self.pager.mergeable() {
+                    self.merger = Some(Merger::new(mergeable, self.layout.clone(), place));
+                }
+            }
+            (Some(merger), _) if !mechanisms.ksm => match merger.end() {
+                Ok(true) => {
+                    self.merger = None;
+                    self.handle.update(|statistics| statistics.merging = None);
+                }
+                Ok(false) => {}
+                Err(error) => self.note_failure(&error),
+            },
+            _ => {}
+        }
+    }
+
+    fn is_unmerging(&self, mechanisms: Mechanisms) -> bool {
+        self.merger.is_some() && !mechanisms.ksm
+    }
+
+    fn visit(&mut self, region: &Region, mechanisms: Mechanisms, beat: &mut Beat) {
+        let gfns = region.gfns.clone();
+        let merger = self.merger.as_mut().filter(|_| mechanisms.ksm);
+        let Found { scanned_pages, freed_pages } = match merger {
+            None => {
+                let found = self.scan.free_zeroes(gfns);
+                let seen = Yield {
+                    scanned_pages: found.scanned_pages as u32,
+                    zero_pages: found.freed_pages as u32,
+                    ..Yield::default()
+                };
+                self.regions.note(region.number, seen);
+                found
+            }
+            Some(merger) => match merger.visit(region, &mut self.scan, mechanisms.zero, Instant::now()) {
+                Ok(visit) => {
+                    beat.broken_pages += visit.broken_pages;
+                    beat.unsettled_pages += visit.unsettled_pages;
+                    visit.found
+                }
+                Err(error) => {
+                    self.note_failure(&error);
+                    return;
+                }
+            },
+        };
+        beat.scanned_pages += scanned_pages;
+        beat.found_pages += freed_pages;
+        self.handle.update(|statistics| {
+            statistics.scanned_pages += scanned_pages;
+            statistics.freed_pages += freed_pages;
+        });
+    }
+
+    fn end_beat(&mut self, beat: &mut Beat) {
+        if let Some(merger) = &mut self.merger
+            && self.handle.mechanisms().ksm
+        {
+            match merger.end_beat(&self.handle.live(), Instant::now()) {
+                Ok(news) => {
+                    beat.found_pages += news.duplicate_pages;
+                    news.yields.into_iter().for_each(|(region, seen)| self.regions.note(region, seen));
+                }
+                Err(error) => self.note_failure(&error),
+            }
+        }
+        self.handle.rest(self.rest.after(std::mem::take(beat)));
+    }
+
+    fn account(&self, share: &CpuShare) {
+        let merging = self.merger.as_ref().map(Merger::statistics);
+        self.handle.update(|statistics| {
+            statistics.cpu_ns = share.used().as_nanos() as u64;
+            statistics.rounds = self.regions.beat() / ROUND_BEATS;
+            statistics.levels = self.regions.levels();
+            statistics.merging = merging;
+        });
+    }
+
+    fn note_failure(&self, error: &MergerError) {
+        self.handle.update(|statistics| {
+            statistics.failures += 1;
+            statistics.last_failure = Some(error.to_string());
+        });
+    }
+}
