@@ -72,6 +72,7 @@ pub(super) struct Counters {
     pub incompressible: Counter,
     pub overtaken: Counter,
     pub soon: Counter,
+    pub again: Counter,
     pub freed: Counter,
     pub busy: Counter,
     pub eviction_failed: Counter,
@@ -111,6 +112,7 @@ impl Counters {
             incompressible: Counter::default(),
             overtaken: Counter::default(),
             soon: Counter::default(),
+            again: Counter::default(),
             freed: Counter::default(),
             busy: Counter::default(),
             eviction_failed: Counter::default(),
@@ -184,6 +186,7 @@ impl Counters {
             written_back: self.written_back.get(),
             incompressible: self.incompressible.get(),
             overtaken: self.overtaken.get(),
+            again: self.again.get(),
             freed: self.freed.get(),
         }
     }
