@@ -8,6 +8,7 @@
 
 pub mod activity;
 mod balloon;
+mod cpu_time;
 pub mod ledger;
 pub mod manager;
 mod mapping;

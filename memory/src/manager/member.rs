@@ -14,6 +14,7 @@ use crate::ram::PAGE_SIZE;
 use super::balloon::{BalloonView, BalloonWatch};
 use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
+use super::own::OwnMemory;
 use super::proactive::Proactive;
 use super::{ManagerConfig, ManagerError, ReclaimMode, budget, own};
 
@@ -58,6 +59,7 @@ pub struct Member {
     in_force: (u64, u64),
     /// What it keeps to while its orders are too old.
     kept_bytes: Option<u64>,
+    own_memory: OwnMemory,
     own_bytes: u64,
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
@@ -90,6 +92,7 @@ impl Member {
             watch: BalloonWatch::default(),
             in_force: (0, grow_to_bytes),
             kept_bytes: None,
+            own_memory: OwnMemory::default(),
             own_bytes: 0,
             host_available_bytes: None,
             looked: None,
@@ -154,7 +157,7 @@ impl Member {
         if let Some(writes) = writes.filter(|_| self.config.track) {
             self.tracker.watch_writes(writes);
         }
-        self.own_bytes = own::own_bytes(&pager).map_err(ManagerError::Proc)?;
+        self.own_bytes = self.own_memory.bytes(&pager, 0, Instant::now()).map_err(ManagerError::Proc)?;
         self.guest = Some(Guest { usage: pager.usage(), estimate: None, pager, balloon });
         self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), reclaim_to_bytes: None, is_firm: true })
     }
@@ -339,8 +342,8 @@ impl Member {
         *estimate = self.tracker.estimate(pager);
         if is_time {
             if usage.is_armed {
-                let own_bytes = own::own_bytes(pager).map_err(ManagerError::Proc)?;
-                self.own_bytes = own_bytes.saturating_sub(usage.stored_bytes);
+                self.own_bytes =
+                    self.own_memory.bytes(pager, usage.stored_bytes, now).map_err(ManagerError::Proc)?;
             }
             if let Some(balloon) = balloon {
                 balloon.request_statistics();
