@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::cpu_time::thread_cpu_time;
+
 /// How much a thread may use ahead of its share.
 const BURST: Duration = Duration::from_millis(10);
 
@@ -46,16 +48,6 @@ impl CpuShare {
         let earned = passed.as_secs_f64() * self.share;
         self.credit = (self.credit + earned - spent.as_secs_f64()).min(BURST.as_secs_f64());
         (self.credit < 0.0).then(|| Duration::from_secs_f64(-self.credit / self.share))
-    }
-}
-
-/// CPU time the calling thread has used.
-fn thread_cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel fills the structure, which outlives the call.
-    match unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) } {
-        0 => Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
-        _ => Duration::ZERO,
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod activity;
 mod balloon;
 mod cpu_share;
+mod cpu_time;
 pub mod ledger;
 pub mod manager;
 mod mapping;

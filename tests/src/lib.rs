@@ -13,6 +13,7 @@ pub mod paged;
 pub mod pool;
 pub mod process;
 pub mod qemu;
+pub mod samples;
 pub mod smaps;
 pub mod storm;
 pub mod terminal;

@@ -140,7 +140,7 @@ impl Machine {
     /// As for [`Machine::build`].
     pub fn build_timed(config: &MachineConfig, timeline: &Arc<Timeline>) -> Result<Self, MachineError> {
         let system = |what| move |cause| MachineError::System { what, cause };
-        if config.resident.is_some() || config.pager.swap_folder.is_some() || config.pool.is_some() {
+        if config.resident.is_some() || config.pager.swap_folder.is_some() {
             UserfaultSupport::probe().map_err(PagerError::from)?;
         }
         let host = Host::open()?;

@@ -283,6 +283,39 @@ mod tests {
         assert!(round.orders[1].1.grow_to_bytes > 183 * MIB, "{round:?}");
     }
 
+    /// Round by round: one waits with all it was granted, the other is granted far more than it has, and is told so.
+    #[test]
+    fn what_is_granted_to_one_at_rest_is_lent_to_one_that_waits() {
+        // M is 272.
+        let mut view = pool(290, 0, vec![member(0, 20, 20), member(1, 100, 240)]);
+        view.members[1].report.wants_growth = true;
+        let mut leader = Leader::new(&view);
+        for now_ns in 10..60 {
+            let round = decide(&mut leader, &view, now_ns);
+            for (member, (_, orders)) in view.members.iter_mut().zip(&round.orders) {
+                member.report.orders_time_ns = now_ns;
+                member.report.grow_to_bytes = orders.grow_to_bytes;
+            }
+            assert!(round.orders[0].1.grant_bytes > 130 * MIB, "{round:?}");
+            view.members[1].report.charge_bytes = round.orders[1].1.grow_to_bytes.min(243 * MIB);
+        }
+        assert_eq!(view.members[1].report.charge_bytes, 243 * MIB, "all it has");
+        // Once the other grows it gets its grant back.
+        view.members[0].report.wants_growth = true;
+        view.members[1].report.wants_growth = false;
+        for now_ns in 60..160 {
+            let round = decide(&mut leader, &view, now_ns);
+            for (member, (_, orders)) in view.members.iter_mut().zip(&round.orders) {
+                member.report.orders_time_ns = now_ns;
+                member.report.grow_to_bytes = orders.grow_to_bytes;
+            }
+            view.members[0].report.charge_bytes = round.orders[0].1.grow_to_bytes.min(243 * MIB);
+            let kept_bytes = round.orders[1].1.reclaim_to_bytes.unwrap_or(u64::MAX);
+            view.members[1].report.charge_bytes = view.members[1].report.charge_bytes.min(kept_bytes);
+        }
+        assert!(view.members[0].report.charge_bytes >= 130 * MIB, "{view:?}");
+    }
+
     #[test]
     fn a_new_leader_reckons_with_the_last_ones_orders() {
         let mut view = pool(383, 0, vec![member(0, 20, 20), member(1, 100, 100)]);

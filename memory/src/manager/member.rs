@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use crate::activity::{Estimate, Tracker, WriteSampler};
 use crate::balloon::Balloon;
 use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
-use crate::pager::{Limits, Pager, PagerUsage};
+use crate::pager::{Limits, Pager, PagerError, PagerUsage};
 use crate::policy::watermark::Level;
 use crate::ram::PAGE_SIZE;
+use crate::userfault::UserfaultSupport;
 
 use super::balloon::{BalloonView, BalloonWatch};
 use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
+use super::own::OwnMemory;
 use super::proactive::Proactive;
 use super::{ManagerConfig, ManagerError, ReclaimMode, budget, own};
 
@@ -58,6 +60,9 @@ pub struct Member {
     in_force: (u64, u64),
     /// What it keeps to while its orders are too old.
     kept_bytes: Option<u64>,
+    /// Limits cannot be put in force: the guest's memory cannot be paged.
+    cannot_limit: bool,
+    own_memory: OwnMemory,
     own_bytes: u64,
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
@@ -76,11 +81,15 @@ impl Member {
     /// Joins a pool. The VM may not grow before [`Member::wait_for_room`] unless the pool is at rest.
     ///
     /// # Errors
-    /// [`ManagerError::Ledger`].
+    /// [`ManagerError::Ledger`]; [`ManagerError::Pager`] when guest memory cannot be paged and must be: in a pool that is not
+    /// at rest, or becomes so by this VM, and where the guest is sampled in any.
     pub fn join(pool: &Path, request: &JoinRequest, config: ManagerConfig) -> Result<Self, ManagerError> {
         let membership = crate::ledger::Ledger::join(pool, request)?;
-        let view = membership.members()?;
-        let grow_to_bytes = if is_at_rest(&view) { MAXIMUM_BYTES } else { 0 };
+        let is_at_rest = is_at_rest(&membership.members()?);
+        if !is_at_rest || config.samples_at_rest() {
+            UserfaultSupport::probe().map_err(PagerError::from)?;
+        }
+        let grow_to_bytes = if is_at_rest { MAXIMUM_BYTES } else { 0 };
         Ok(Self {
             tracker: Tracker::new(config.tracker),
             config,
@@ -90,6 +99,8 @@ impl Member {
             watch: BalloonWatch::default(),
             in_force: (0, grow_to_bytes),
             kept_bytes: None,
+            cannot_limit: false,
+            own_memory: OwnMemory::default(),
             own_bytes: 0,
             host_available_bytes: None,
             looked: None,
@@ -154,7 +165,7 @@ impl Member {
         if let Some(writes) = writes.filter(|_| self.config.track) {
             self.tracker.watch_writes(writes);
         }
-        self.own_bytes = own::own_bytes(&pager).map_err(ManagerError::Proc)?;
+        self.own_bytes = self.own_memory.bytes(&pager, 0, Instant::now()).map_err(ManagerError::Proc)?;
         self.guest = Some(Guest { usage: pager.usage(), estimate: None, pager, balloon });
         self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), reclaim_to_bytes: None, is_firm: true })
     }
@@ -179,7 +190,7 @@ impl Member {
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
         self.follow(&standing, &report, now)?;
         if let Some(Guest { pager, .. }) = &self.guest {
-            if self.config.track || self.config.reclaim == ReclaimMode::Proactive || !is_at_rest {
+            if self.config.samples_at_rest() || !is_at_rest {
                 self.tracker.step(pager, now)?;
             } else {
                 self.tracker.rest(pager);
@@ -265,21 +276,25 @@ impl Member {
             });
         }
         self.kept_bytes = None;
-        self.in_force = (standing.time_ns, orders.grow_to_bytes);
         let goal_bytes = self.proactive_goal(report, now);
         let is_at_grant = orders.grow_to_bytes >= orders.grant_bytes;
         let waited_lately = self.waited.is_some_and(|waited| now.duration_since(waited) < EXCHANGE);
         let exchange_bytes = (is_at_grant && waited_lately).then_some(orders.grow_to_bytes);
-        self.keep_to(Limits {
+        let kept = self.keep_to(Limits {
             grow_to_bytes: Some(orders.grow_to_bytes),
             reclaim_to_bytes: orders.reclaim_to_bytes.or(exchange_bytes).into_iter().chain(goal_bytes).min(),
             is_firm: true,
-        })?;
+        });
+        // A guest that cannot be limited goes on as it was told before it had to be, and its pool reckons with that.
+        self.cannot_limit = kept.is_err();
+        if kept.is_ok() {
+            self.in_force = (standing.time_ns, orders.grow_to_bytes);
+        }
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
             let wanted_bytes = orders.balloon_target_bytes.min(self.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE;
             balloon.set_target_bytes(self.handle.manual_balloon_bytes().unwrap_or(wanted_bytes));
         }
-        Ok(())
+        kept
     }
 
     /// What to give pages down to although nobody needs them now.
@@ -339,8 +354,7 @@ impl Member {
         *estimate = self.tracker.estimate(pager);
         if is_time {
             if usage.is_armed {
-                let own_bytes = own::own_bytes(pager).map_err(ManagerError::Proc)?;
-                self.own_bytes = own_bytes.saturating_sub(usage.stored_bytes);
+                self.own_bytes = self.own_memory.bytes(pager, usage.stored_bytes, now).map_err(ManagerError::Proc)?;
             }
             if let Some(balloon) = balloon {
                 balloon.request_statistics();
@@ -375,7 +389,7 @@ impl Member {
             guest_free_bytes: guest_free_bytes(&balloon_view),
             balloon: health,
             balloon_most_bytes: self.balloon_most_bytes,
-            can_reclaim: self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted,
+            can_reclaim: self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted && !self.cannot_limit,
             grow_to_bytes: self.in_force.1,
             orders_time_ns: self.in_force.0,
             ..report

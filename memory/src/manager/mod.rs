@@ -73,6 +73,13 @@ pub struct ManagerConfig {
     pub balloon_max_percent: u8,
 }
 
+impl ManagerConfig {
+    /// Whether the guest is watched where nothing is short.
+    fn samples_at_rest(&self) -> bool {
+        self.track || self.reclaim == ReclaimMode::Proactive
+    }
+}
+
 impl Default for ManagerConfig {
     fn default() -> Self {
         Self {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use crate::policy::brake::{SOON, Thrash};
+use crate::policy::brake::Thrash;
 
 use super::paged::Paged;
+use super::recency::TURN;
 
 /// The part of guest RAM that is spared at the most, in quarters: with less to choose from, the first hand would go round in
 /// vain.
@@ -38,7 +39,7 @@ impl Pace {
         self.thrash = self.thrash.next(stored.saturating_sub(self.stored), soon.saturating_sub(self.soon));
         (self.arrivals, self.stored, self.soon) = (arrivals, stored, soon);
         self.since_turn += passed;
-        if self.since_turn >= SOON {
+        if self.since_turn >= TURN {
             self.since_turn = Duration::ZERO;
             kernel.recency.turn();
         }

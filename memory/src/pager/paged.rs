@@ -291,7 +291,7 @@ impl Paged {
         let gfn = claim.gfn();
         let Kernel { touched, recency, .. } = self.kernel();
         touched.note(gfn);
-        if matches!(claim.kind().from, Place::Stored(_)) && recency.take(gfn) {
+        if matches!(claim.kind().from, Place::Stored(_)) && recency.note_came(gfn) {
             self.counters.soon.add(1);
         }
         let after = self.table.finish_refault(claim, self.stamp()).expect("the claim is of this table");

@@ -84,7 +84,7 @@ pub struct RefaultStatistics {
     pub joined: u64,
     /// Faults that waited because the limit was reached.
     pub waited: u64,
-    /// Pages that came back within 10 to 20 s of being stored.
+    /// Pages that came back within 10 s of being stored, or a little more.
     pub soon: u64,
     /// Time from reading a fault to its answer, summed over all faults.
     pub stall_ns: u64,
@@ -146,6 +146,8 @@ pub struct EvictionStatistics {
     pub incompressible: u64,
     /// Handed back because somebody touched them on the way.
     pub overtaken: u64,
+    /// Of those stored, pages that had come back within the last 10 s, or a little more.
+    pub again: u64,
     /// Given back by balloon, free page reporting or discard.
     pub freed: u64,
     /// Found zero where they were, and given back.

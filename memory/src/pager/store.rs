@@ -113,7 +113,9 @@ impl Storer {
                 Stored::Swapped(_) => &paged.counters.swapped,
             };
             counter.add(1);
-            paged.kernel().recency.note_stored(claim.gfn());
+            if paged.kernel().recency.note_stored(claim.gfn()) {
+                paged.counters.again.add(1);
+            }
             self.outcome.stored += 1;
             let after = paged.table.finish_store(claim, stored).expect("the claim is of this table");
             paged.after_out(after, bench);

@@ -152,7 +152,9 @@ fn loses() {
         Case::Reclaimer => {
             plan.order(Call::Move, [PortFault::Panic]);
             plan.order(Call::Protect, [PortFault::Panic]);
-            guest.pager.set_limits(Limits::alone(Some(MIB / 4))).unwrap();
+            // Less than is about to be written, or what the reclaimer writes to the swap file before it dies would be room
+            // enough; and firm, or a guest may go beyond it while there is nothing to evict.
+            guest.pager.set_limits(Limits { is_firm: true, ..Limits::alone(Some(MIB / 8)) }).unwrap();
             // It waits for room that nobody makes.
             guest.soon(|| (200..256).for_each(|gfn| guest.write(gfn, &page_of(3, gfn))));
             exit(STATUS_ANSWERED);
