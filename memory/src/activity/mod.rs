@@ -6,6 +6,7 @@
 //! working set would otherwise look satisfied. [`WriteSampler`] says beside it how much is written.
 
 mod estimator;
+mod measurement;
 mod tracker;
 mod writes;
 
