@@ -23,8 +23,9 @@ pub struct Estimate {
     pub slow_bytes: u64,
     /// What was seen in the running period so far.
     pub running_bytes: u64,
-    /// What is written in a period, where that is watched: a few granules, averaged over several periods. Too coarse to be
-    /// part of the estimate.
+    /// The estimate as it would be without the log of writes.
+    pub sampled_bytes: u64,
+    /// The estimate of what is written alone, where that is watched.
     pub written_bytes: Option<u64>,
 }
 
@@ -35,7 +36,9 @@ pub struct Estimate {
 /// the slow average falls, by half in 1.4 periods (7 s at the default of 5 s).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimator {
-    state: Option<Settled>,
+    joined: Option<Settled>,
+    sampled: Option<Settled>,
+    written: Option<Settled>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,47 +49,50 @@ struct Settled {
 }
 
 impl Settled {
-    fn after(self, touches: &Touches) -> Self {
-        let (seen_pages, plausible) = (touches.active_pages(), touches.plausible_pages());
-        let fast_pages = self.fast_pages + FAST_WEIGHT * (seen_pages - self.fast_pages);
-        let slow_pages = self.slow_pages + SLOW_WEIGHT * (seen_pages - self.slow_pages);
+    fn next(before: Option<Self>, seen: &Touches) -> Self {
+        let (seen_pages, plausible) = (seen.active_pages(), seen.plausible_pages());
+        let Some(before) = before else {
+            return Self { pages: seen_pages, fast_pages: seen_pages, slow_pages: seen_pages };
+        };
+        let fast_pages = before.fast_pages + FAST_WEIGHT * (seen_pages - before.fast_pages);
+        let slow_pages = before.slow_pages + SLOW_WEIGHT * (seen_pages - before.slow_pages);
         let most_pages = seen_pages.max(fast_pages).max(slow_pages);
-        let pages = if self.pages < *plausible.start() {
+        let pages = if before.pages < *plausible.start() {
             most_pages
-        } else if self.pages > *plausible.end() {
-            most_pages.min(self.pages)
+        } else if before.pages > *plausible.end() {
+            most_pages.min(before.pages)
         } else {
-            self.pages
+            before.pages
         };
         Self { pages, fast_pages, slow_pages }
     }
 }
 
 impl Estimator {
-    /// A period has ended.
-    pub fn end_period(&mut self, touches: Touches) {
-        self.state = Some(match self.state {
-            None => {
-                let pages = touches.active_pages();
-                Settled { pages, fast_pages: pages, slow_pages: pages }
-            }
-            Some(state) => state.after(&touches),
-        });
+    /// A period has ended: what was touched, and what a sample of all of guest RAM says was written, if it was watched. What
+    /// is written is touched, so the second counts only where it rules the first out; the larger of two samples that agree
+    /// would be too large by half a standard error.
+    pub fn end_period(&mut self, touches: Touches, written: Option<Touches>) {
+        let rules_out = |written: &Touches| written.plausible_pages().start() > touches.plausible_pages().end();
+        self.joined = Some(Settled::next(self.joined, &written.filter(rules_out).unwrap_or(touches)));
+        self.sampled = Some(Settled::next(self.sampled, &touches));
+        self.written = written.map(|written| Settled::next(self.written, &written));
     }
 
     /// The estimate, with what was seen in the running period; `None` before the first period has ended.
     pub fn estimate(&self, running: Touches) -> Option<Estimate> {
-        let Settled { pages, fast_pages, slow_pages } = self.state?;
+        let (joined, sampled) = (self.joined?, self.sampled?);
         let running_pages = running.active_pages();
         // What is touched only grows within a period: a contradiction upward stands before it is over.
-        let active_pages = if pages < *running.plausible_pages().start() { running_pages } else { pages };
+        let so_far = |pages: f64| if pages < *running.plausible_pages().start() { running_pages } else { pages };
         let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
         Some(Estimate {
-            active_bytes: bytes(active_pages),
-            fast_bytes: bytes(fast_pages),
-            slow_bytes: bytes(slow_pages),
+            active_bytes: bytes(so_far(joined.pages)),
+            fast_bytes: bytes(joined.fast_pages),
+            slow_bytes: bytes(joined.slow_pages),
             running_bytes: bytes(running_pages),
-            written_bytes: None,
+            sampled_bytes: bytes(so_far(sampled.pages)),
+            written_bytes: self.written.map(|written| bytes(written.pages)),
         })
     }
 }
@@ -116,7 +122,7 @@ mod tests {
     fn course(of_hundred: &[u64]) -> Vec<u64> {
         let mut estimator = Estimator::default();
         let after = |&of_hundred| {
-            estimator.end_period(touches(400, of_hundred, 0));
+            estimator.end_period(touches(400, of_hundred, 0), None);
             active_mib(&estimator, Touches::default())
         };
         of_hundred.iter().map(after).collect()
@@ -126,7 +132,7 @@ mod tests {
     fn growth_is_followed_at_once_and_decay_slowly() {
         let mut estimator = Estimator::default();
         assert_eq!(estimator.estimate(touches(400, 50, 0)), None);
-        estimator.end_period(touches(400, 10, 0));
+        estimator.end_period(touches(400, 10, 0), None);
         assert_eq!(active_mib(&estimator, Touches::default()), 40);
         // Already within the period in which it happens.
         assert_eq!(active_mib(&estimator, touches(400, 30, 0)), 120);
@@ -140,7 +146,7 @@ mod tests {
         assert_eq!(course(&[30, 41]), [120, 164]);
         assert_eq!(course(&[30, 20]), [120, 104], "the slow average");
         let mut estimator = Estimator::default();
-        estimator.end_period(touches(400, 30, 0));
+        estimator.end_period(touches(400, 30, 0), None);
         assert_eq!(active_mib(&estimator, touches(400, 39, 0)), 120, "nor within a period");
         // What came is counted, and no chance.
         assert_eq!(active_mib(&estimator, touches(400, 0, 121)), 121);
@@ -151,13 +157,27 @@ mod tests {
         let unsampled =
             |resident_mib, arrived_mib| Touches { sampled_pages: 0, ..touches(resident_mib, 0, arrived_mib) };
         let mut estimator = Estimator::default();
-        estimator.end_period(touches(400, 30, 0));
-        estimator.end_period(unsampled(200, 10));
+        estimator.end_period(touches(400, 30, 0), None);
+        estimator.end_period(unsampled(200, 10), None);
         assert_eq!(active_mib(&estimator, Touches::default()), 120);
-        estimator.end_period(unsampled(200, 150));
+        estimator.end_period(unsampled(200, 150), None);
         assert_eq!(active_mib(&estimator, Touches::default()), 150);
-        estimator.end_period(unsampled(0, 10));
+        estimator.end_period(unsampled(0, 10), None);
         assert!(active_mib(&estimator, Touches::default()) < 120, "nothing was there to be touched");
+    }
+
+    #[test]
+    fn writes_count_where_they_rule_the_sample_out() {
+        // Of 400 MiB 40 are touched, by the sample 22 to 70.
+        let mib = |written_mib: u64| {
+            let mut estimator = Estimator::default();
+            estimator.end_period(touches(400, 10, 0), Some(touches(400, written_mib / 4, 0)));
+            let estimate = estimator.estimate(Touches::default()).expect("a period has ended");
+            (estimate.active_bytes >> 20, estimate.sampled_bytes >> 20, estimate.written_bytes.map(|bytes| bytes >> 20))
+        };
+        assert_eq!(mib(0), (40, 40, Some(0)));
+        assert_eq!(mib(60), (40, 40, Some(60)), "that may be chance");
+        assert_eq!(mib(120), (120, 40, Some(120)));
     }
 
     /// Periods of a guest that touches the same part all the time.
@@ -187,8 +207,8 @@ mod tests {
             let mut before = None;
             for (of_hundred, arrived_mib) in periods {
                 let period = touches(300, of_hundred, arrived_mib);
-                estimator.end_period(period);
-                let pages = estimator.state.expect("a period has ended").pages;
+                estimator.end_period(period, None);
+                let pages = estimator.joined.expect("a period has ended").pages;
                 let plausible = period.plausible_pages();
                 prop_assert!(pages >= *plausible.start(), "{} below {:?}", pages, plausible);
                 let falls = before.is_none_or(|before| pages <= before);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pager::{Pager, PagerError, Sample};
+use crate::pager::{Pager, PagerError, Sample, Touches};
 
 use super::estimator::{Estimate, Estimator};
 use super::writes::WriteSampler;
@@ -52,17 +52,26 @@ impl Tracker {
         match &self.running {
             Some((_, since)) if now.duration_since(*since) < self.config.period => return Ok(()),
             Some((sample, _)) => {
-                self.estimator.end_period(pager.touches(sample));
+                let touches = pager.touches(sample);
+                let written = self.next_writes();
+                self.estimator.end_period(touches, written);
                 self.periods += 1;
             }
-            None => {}
+            None => _ = self.next_writes(),
         }
         self.running = Some((pager.begin_sample(self.config.sample_pages)?, now));
-        // A log that fails says nothing, and the estimate does not rest on it.
-        if self.writes.as_mut().is_some_and(|writes| writes.next_period().is_err()) {
-            self.writes = None;
-        }
         Ok(())
+    }
+
+    /// A log that fails says nothing from then on: the estimate does not rest on it.
+    fn next_writes(&mut self) -> Option<Touches> {
+        match self.writes.as_mut()?.next_period(self.config.sample_pages) {
+            Ok(written) => written,
+            Err(_) => {
+                self.writes = None;
+                None
+            }
+        }
     }
 
     /// Stops sampling; what is known is kept.
@@ -76,8 +85,7 @@ impl Tracker {
     /// The estimate; `None` before the first period has ended.
     pub fn estimate(&self, pager: &Pager) -> Option<Estimate> {
         let touches = self.running.as_ref().map_or_else(Default::default, |(sample, _)| pager.touches(sample));
-        let estimate = self.estimator.estimate(touches)?;
-        Some(Estimate { written_bytes: self.writes.as_ref().and_then(WriteSampler::written_bytes), ..estimate })
+        self.estimator.estimate(touches)
     }
 
     /// Periods that have ended.

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vmm_sys_util::rand::xor_pseudo_rng_u32;
-
 use crate::page_table::State;
 
 use super::homes::Workbench;
@@ -60,7 +58,6 @@ impl Paged {
     pub fn begin_sample(&self, pages: usize, bench: &mut Workbench) -> Sample {
         let touched = &self.kernel().touched;
         let ram = self.kernel().frames.ram();
-        let ram_pages: u64 = ram.regions().iter().map(|region| region.gfns().end - region.gfns().start).sum();
         touched.is_watched.store(true, Ordering::Relaxed);
         touched.pages.clear();
         let mut sample = Sample { gfns: Vec::with_capacity(pages), resident_pages: self.table.count(State::Resident) };
@@ -68,16 +65,7 @@ impl Paged {
             if sample.gfns.len() == pages {
                 break;
             }
-            let random = u64::from(xor_pseudo_rng_u32()) << 32 | u64::from(xor_pseudo_rng_u32());
-            let mut gfn = random % ram_pages;
-            for region in ram.regions() {
-                let gfns = region.gfns();
-                if gfn < gfns.end - gfns.start {
-                    gfn += gfns.start;
-                    break;
-                }
-                gfn -= gfns.end - gfns.start;
-            }
+            let gfn = ram.random_gfn();
             if self.move_one_aside(gfn, bench) {
                 sample.gfns.push(gfn);
             }
