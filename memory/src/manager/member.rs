@@ -220,6 +220,7 @@ impl Member {
             statistics.balloon = report.balloon;
             statistics.manual_balloon_bytes = self.handle.manual_balloon_bytes();
             statistics.balloon_given_bytes = report.balloon_given_bytes;
+            statistics.balloon_cost_bytes = self.watch.cost_bytes();
         });
     }
 
