@@ -8,6 +8,7 @@
 
 mod estimator;
 mod measurement;
+mod period;
 mod tracker;
 mod writes;
 
