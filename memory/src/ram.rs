@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vmm_sys_util::rand::xor_pseudo_rng_u32;
 
 use crate::mapping::{HUGE_PAGE_SIZE, Mapping, MappingError};
 use crate::page_table::PageTableError;
@@ -174,6 +175,20 @@ impl GuestRam {
     /// Size of all RAM.
     pub fn size_bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.bytes).sum()
+    }
+
+    /// A page of RAM, each as likely as any other.
+    pub(crate) fn random_gfn(&self) -> u64 {
+        let random = u64::from(xor_pseudo_rng_u32()) << 32 | u64::from(xor_pseudo_rng_u32());
+        let mut number = random % (self.size_bytes() / PAGE_SIZE);
+        for gfns in self.regions.iter().map(RamRegion::gfns) {
+            let pages = gfns.end - gfns.start;
+            if number < pages {
+                return gfns.start + number;
+            }
+            number -= pages;
+        }
+        unreachable!("a number below that of all pages is in some region")
     }
 
     /// Lets a pager answer for the pages from now on. Before the guest runs and before any page is pinned; only the first

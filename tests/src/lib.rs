@@ -5,6 +5,7 @@ pub mod control;
 pub mod course;
 pub mod cycles;
 pub mod debian;
+pub mod estimates;
 pub mod guests;
 pub mod initramfs;
 pub mod lab;

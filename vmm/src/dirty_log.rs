@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cistern_memory::activity::DirtyLog;
-use cistern_memory::{GuestRam, RamRegion};
+use cistern_memory::{GuestRam, PAGE_SIZE, RamRegion};
 use kvm_bindings::{
     KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, KVMIO,
     kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_userspace_memory_region,
@@ -13,6 +13,10 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iowr_nr;
+
+/// Pages of a word of the log. A part that is cleared starts with a word, and ends with one or with its slot (kernel
+/// Documentation/virt/kvm/api.rst, 4.117).
+const WORD_PAGES: u64 = 64;
 
 /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` (kernel Documentation/virt/kvm/api.rst, 7.18).
 const MANUAL_PROTECT2: u32 = 168;
@@ -54,10 +58,13 @@ impl KvmDirtyLog {
         Ok(())
     }
 
-    /// The slot a page is in, and the slot's region.
-    fn slot(&self, gfn: u64) -> io::Result<(usize, &RamRegion)> {
-        let mut regions = self.ram.regions().iter().enumerate();
-        regions.find(|(_, region)| region.gfns().contains(&gfn)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    /// Slots, their regions, and the pages in them; slots without any are left out.
+    fn by_slot<'a>(&'a self, gfns: &'a [u64]) -> impl Iterator<Item = (usize, &'a RamRegion, &'a [u64])> {
+        self.ram.regions().iter().enumerate().filter_map(move |(slot, region)| {
+            let border = |gfn: u64| gfns.partition_point(|&other| other < gfn);
+            let here = &gfns[border(region.gfns().start)..border(region.gfns().end)];
+            (!here.is_empty()).then_some((slot, region, here))
+        })
     }
 }
 
@@ -70,40 +77,49 @@ impl DirtyLog for KvmDirtyLog {
         self.set_flags(0)
     }
 
-    fn clear(&self, gfns: Range<u64>) -> io::Result<()> {
-        let (slot, region) = self.slot(gfns.start)?;
-        let pages = gfns.end - gfns.start;
-        let bitmap = if pages < 64 { (1_u64 << pages) - 1 } else { u64::MAX };
-        let request = kvm_clear_dirty_log {
-            slot: slot as u32,
-            num_pages: pages.min(64) as u32,
-            first_page: gfns.start - region.gfns().start,
-            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: (&raw const bitmap).cast_mut().cast() },
-        };
-        // SAFETY: the kernel reads the request and one word of bitmap, which live here.
-        match unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &request) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+    fn clear(&self, gfns: &[u64]) -> io::Result<()> {
+        self.by_slot(gfns).try_for_each(|(slot, region, gfns)| {
+            let pages = page_numbers(region, gfns);
+            // One call for all of a slot: each may have every CPU of the guest flush its translations.
+            let first_page = pages.start / WORD_PAGES * WORD_PAGES;
+            let end_page = (pages.end.next_multiple_of(WORD_PAGES)).min(region.bytes / PAGE_SIZE);
+            let mut bitmap = vec![0_u64; (end_page - first_page).div_ceil(WORD_PAGES) as usize];
+            for gfn in gfns {
+                let page = gfn - region.gfns().start - first_page;
+                bitmap[(page / WORD_PAGES) as usize] |= 1 << (page % WORD_PAGES);
+            }
+            let request = kvm_clear_dirty_log {
+                slot: slot as u32,
+                num_pages: (end_page - first_page) as u32,
+                first_page,
+                __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
+            };
+            // SAFETY: the kernel reads the request and a bit of the bitmap for each of its pages, which live here.
+            match unsafe { ioctl_with_ref(&*self.vm, KVM_CLEAR_DIRTY_LOG(), &request) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 
-    fn written_pages(&self, granules: &[Range<u64>]) -> io::Result<Vec<u64>> {
-        let mut logs: Vec<Option<Vec<u64>>> = vec![None; self.ram.regions().len()];
-        let mut written = Vec::with_capacity(granules.len());
-        for gfns in granules {
-            let (slot, region) = self.slot(gfns.start)?;
-            if logs[slot].is_none() {
-                logs[slot] = Some(self.vm.get_dirty_log(slot as u32, region.bytes as usize).map_err(system_error)?);
-            }
-            let log = logs[slot].as_deref().unwrap_or_default();
-            let is_written = |gfn: u64| {
-                let page = gfn - region.gfns().start;
-                log.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+    fn written_pages(&self, gfns: &[u64]) -> io::Result<u64> {
+        let mut written = 0;
+        for (slot, region, gfns) in self.by_slot(gfns) {
+            let log = self.vm.get_dirty_log(slot as u32, region.bytes as usize).map_err(system_error)?;
+            let is_written = |gfn: &&u64| {
+                let page = *gfn - region.gfns().start;
+                log.get((page / WORD_PAGES) as usize).is_some_and(|word| word >> (page % WORD_PAGES) & 1 != 0)
             };
-            written.push(gfns.clone().filter(|&gfn| is_written(gfn)).count() as u64);
+            written += gfns.iter().filter(is_written).count() as u64;
         }
         Ok(written)
     }
+}
+
+/// From the first to the last of some pages of a region, at least one, numbered from its start.
+fn page_numbers(region: &RamRegion, gfns: &[u64]) -> Range<u64> {
+    let number = |gfn: Option<&u64>| gfn.map_or(0, |gfn| gfn - region.gfns().start);
+    number(gfns.first())..number(gfns.last()) + 1
 }
 
 fn system_error(error: kvm_ioctls::Error) -> io::Error {

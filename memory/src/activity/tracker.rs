@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::pager::{Pager, PagerError, Sample};
+use crate::pager::{Pager, PagerError, Sample, Touches};
 
 use super::estimator::{Estimate, Estimator};
+use super::period::is_over;
 use super::writes::WriteSampler;
 
 /// How a guest is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrackerConfig {
-    /// Length of a period.
+    /// Length of a period: time in which the guest waits for its own pages does not count, up to eight times as much.
     pub period: Duration,
     /// Pages of a sample; the standard deviation of the touched part `f` is `sqrt(f (1 - f) / pages)`.
     pub sample_pages: usize,
@@ -23,12 +24,21 @@ impl Default for TrackerConfig {
     }
 }
 
+/// A period that has begun.
+#[derive(Debug)]
+struct Running {
+    sample: Sample,
+    since: Instant,
+    /// How long the guest had waited by then.
+    waited_before: Duration,
+}
+
 /// Samples one guest.
 #[derive(Debug)]
 pub struct Tracker {
     config: TrackerConfig,
     estimator: Estimator,
-    running: Option<(Sample, Instant)>,
+    running: Option<Running>,
     writes: Option<WriteSampler>,
     periods: u64,
 }
@@ -49,20 +59,33 @@ impl Tracker {
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed or there is no memory for a codec.
     pub fn step(&mut self, pager: &Pager, now: Instant) -> Result<(), PagerError> {
-        match &self.running {
-            Some((_, since)) if now.duration_since(*since) < self.config.period => return Ok(()),
-            Some((sample, _)) => {
-                self.estimator.end_period(pager.touches(sample));
-                self.periods += 1;
+        let waited = Duration::from_nanos(pager.usage().stall_ns);
+        if let Some(Running { sample, since, waited_before }) = &self.running {
+            let waited = waited.saturating_sub(*waited_before);
+            if !is_over(self.config.period, now.duration_since(*since), waited) {
+                return Ok(());
             }
-            None => {}
+            let touches = pager.touches(sample);
+            let written = self.next_writes();
+            self.estimator.end_period(touches, written);
+            self.periods += 1;
+        } else {
+            self.next_writes();
         }
-        self.running = Some((pager.begin_sample(self.config.sample_pages)?, now));
-        // A log that fails says nothing, and the estimate does not rest on it.
-        if self.writes.as_mut().is_some_and(|writes| writes.next_period().is_err()) {
-            self.writes = None;
-        }
+        let sample = pager.begin_sample(self.config.sample_pages)?;
+        self.running = Some(Running { sample, since: now, waited_before: waited });
         Ok(())
+    }
+
+    /// A log that fails says nothing from then on: the estimate does not rest on it.
+    fn next_writes(&mut self) -> Option<Touches> {
+        match self.writes.as_mut()?.next_period(self.config.sample_pages) {
+            Ok(written) => written,
+            Err(_) => {
+                self.writes = None;
+                None
+            }
+        }
     }
 
     /// Stops sampling; what is known is kept.
@@ -75,9 +98,8 @@ impl Tracker {
 
     /// The estimate; `None` before the first period has ended.
     pub fn estimate(&self, pager: &Pager) -> Option<Estimate> {
-        let touches = self.running.as_ref().map_or_else(Default::default, |(sample, _)| pager.touches(sample));
-        let estimate = self.estimator.estimate(touches)?;
-        Some(Estimate { written_bytes: self.writes.as_ref().and_then(WriteSampler::written_bytes), ..estimate })
+        let touches = self.running.as_ref().map_or_else(Default::default, |running| pager.touches(&running.sample));
+        self.estimator.estimate(touches)
     }
 
     /// Periods that have ended.

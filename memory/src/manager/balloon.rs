@@ -47,19 +47,26 @@ pub(super) struct BalloonWatch {
     ceiling: Option<(u64, Instant)>,
     last_paging_bytes: Option<u64>,
     last_inflated_bytes: u64,
+    cost_bytes: u64,
 }
 
 impl BalloonWatch {
     /// Looks at the balloon now: its health, and the most it may be asked to hold.
     pub fn look(&mut self, view: &BalloonView, now: Instant) -> (BalloonHealth, u64) {
         if !view.has_driver {
-            *self = Self::default();
+            *self = Self { cost_bytes: self.cost_bytes, ..Self::default() };
             return (BalloonHealth::Absent, 0);
         }
         let health = self.health(view, now);
         let most_bytes = self.most_bytes(view, now);
         self.last_inflated_bytes = view.inflated_bytes;
         (health, most_bytes)
+    }
+
+    /// What the guest has moved to and from its own swap while the balloon held something: a guest pages because it has too
+    /// little, and the balloon took it.
+    pub fn cost_bytes(&self) -> u64 {
+        self.cost_bytes
     }
 
     fn health(&mut self, view: &BalloonView, now: Instant) -> BalloonHealth {
@@ -99,7 +106,13 @@ impl BalloonWatch {
         if let Some(statistics) = &view.statistics {
             let paging_bytes =
                 statistics.swap_in_bytes.unwrap_or(0).saturating_add(statistics.swap_out_bytes.unwrap_or(0));
-            suffers |= self.last_paging_bytes.replace(paging_bytes).is_some_and(|last| paging_bytes > last);
+            let last_bytes = self.last_paging_bytes.replace(paging_bytes).unwrap_or(paging_bytes);
+            if paging_bytes > last_bytes {
+                suffers = true;
+                if view.inflated_bytes > 0 {
+                    self.cost_bytes += paging_bytes - last_bytes;
+                }
+            }
             let left_bytes = statistics.available_bytes.or(statistics.free_bytes);
             if let (Some(left_bytes), Some(total_bytes)) = (left_bytes, statistics.total_bytes) {
                 suffers |= left_bytes < total_bytes / 100 * LOW_PERCENT;
@@ -180,6 +193,10 @@ mod tests {
         assert_eq!(watch.look(&paging(6), start).1, 60 * MIB);
         assert_eq!(watch.look(&paging(6), after(start, 29)).1, 60 * MIB);
         assert_eq!(watch.look(&paging(6), after(start, 30)).1, u64::MAX);
+        assert_eq!(watch.cost_bytes(), 1);
+        let empty = BalloonView { inflated_bytes: 0, target_bytes: 0, ..paging(9) };
+        assert_eq!(watch.look(&empty, after(start, 31)).1, 0, "it has too little without a balloon");
+        assert_eq!(watch.cost_bytes(), 1, "which is not the balloon's doing");
 
         let left = |available| BalloonView {
             statistics: Some(BalloonStatistics {

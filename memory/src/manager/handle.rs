@@ -42,6 +42,8 @@ pub struct ManagerStatistics {
     pub manual_balloon_bytes: Option<u64>,
     /// Host memory that inflating the balloon has freed.
     pub balloon_given_bytes: u64,
+    /// What the guest has moved to and from its own swap while the balloon held something: what the balloon costs.
+    pub balloon_cost_bytes: u64,
     /// Looks round that failed; the limits of before stayed in force.
     pub failures: u64,
     /// Orders were too old: the leader had stopped.

@@ -9,6 +9,7 @@ use crate::balloon::Balloon;
 use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
 use crate::pager::{Limits, Pager, PagerError, PagerUsage};
 use crate::policy::watermark::Level;
+use crate::pressure::Pressure;
 use crate::ram::PAGE_SIZE;
 use crate::userfault::UserfaultSupport;
 
@@ -230,6 +231,7 @@ impl Member {
             statistics.balloon = report.balloon;
             statistics.manual_balloon_bytes = self.handle.manual_balloon_bytes();
             statistics.balloon_given_bytes = report.balloon_given_bytes;
+            statistics.balloon_cost_bytes = self.watch.cost_bytes();
         });
     }
 
@@ -302,7 +304,7 @@ impl Member {
         let Guest { usage, estimate, .. } = self.guest.as_ref()?;
         let estimate = estimate.filter(|_| self.config.reclaim == ReclaimMode::Proactive)?;
         let working_set_bytes = estimate.active_bytes + report.own_bytes;
-        self.proactive.goal_bytes(now, usage, report.charge_bytes, working_set_bytes)
+        self.proactive.goal_bytes(now, usage, Pressure::read, report.charge_bytes, working_set_bytes)
     }
 
     /// Puts limits on what the whole process costs in force, and the member's own limit beside them.

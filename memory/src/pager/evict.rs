@@ -81,7 +81,7 @@ impl Paged {
 
     /// Moves a run that is claimed, as far as the kernel does it; the rest stays in guest RAM.
     fn move_out(&self, mut run: Run<Evicting>, takes_merged: bool, bench: &mut Workbench) -> u64 {
-        let Kernel { frames, port, .. } = self.kernel();
+        let Kernel { frames, port, touched, .. } = self.kernel();
         let (mut moved, mut attempts, mut unmerged) = (0, 0, None);
         // Moved in one call: all, unless a border between two mappings is in the way.
         let mut together = run.pages();
@@ -93,6 +93,7 @@ impl Paged {
             let stamp = self.stamp();
             for claim in run {
                 moved += 1;
+                touched.note_left(claim.gfn());
                 let after = self.table.finish_evict(claim, stamp).expect("the claim is of this table");
                 self.after_out(after, bench);
             }
@@ -203,6 +204,7 @@ impl Paged {
                 std::thread::yield_now();
             }
             dropped += 1;
+            self.kernel().touched.note_left(gfn);
             let after = self.table.finish_drop(claim, stamp).expect("the claim is of this table");
             self.after_out(after, bench);
         }

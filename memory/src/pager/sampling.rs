@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vmm_sys_util::rand::xor_pseudo_rng_u32;
-
 use crate::page_table::State;
 
 use super::homes::Workbench;
@@ -13,23 +11,42 @@ use super::paged::Paged;
 /// Pages looked at for each page of the sample, where most are not in guest RAM.
 const TRIES_PER_PAGE: usize = 64;
 
-/// The pages that came into guest RAM in this period.
+/// The pages that came into guest RAM in this period. Of pages that were there when it began the sample tells: those that
+/// left and come back are not counted a second time.
 #[derive(Debug)]
 pub(super) struct Touched {
     pages: PageSet,
+    left: PageSet,
     // A page that comes while this changes is in neither period or in both.
     is_watched: AtomicBool,
+    // What is moved aside meanwhile is the sample.
+    is_sampling: AtomicBool,
 }
 
 impl Touched {
     pub fn new(pages: u64) -> Self {
-        Self { pages: PageSet::new(pages), is_watched: AtomicBool::new(false) }
+        Self {
+            pages: PageSet::new(pages),
+            left: PageSet::new(pages),
+            is_watched: AtomicBool::new(false),
+            is_sampling: AtomicBool::new(false),
+        }
     }
 
     /// A page came that was asked for, or that a walk is about to touch.
     pub fn note(&self, gfn: u64) {
-        if self.is_watched.load(Ordering::Relaxed) {
+        if self.is_watched.load(Ordering::Relaxed) && !self.left.contains(gfn) {
             self.pages.insert(gfn);
+        }
+    }
+
+    /// A page leaves guest RAM. Of one that came in this period the arrival stays counted.
+    pub fn note_left(&self, gfn: u64) {
+        if self.is_watched.load(Ordering::Relaxed)
+            && !self.is_sampling.load(Ordering::Relaxed)
+            && !self.pages.contains(gfn)
+        {
+            self.left.insert(gfn);
         }
     }
 }
@@ -50,7 +67,7 @@ pub struct Touches {
     pub sampled_pages: u64,
     /// Of the sample, touched since.
     pub sampled_touched_pages: u64,
-    /// Others that came into guest RAM since, each counted once.
+    /// Others that were not in guest RAM then and came since, each counted once.
     pub arrived_pages: u64,
 }
 
@@ -60,28 +77,21 @@ impl Paged {
     pub fn begin_sample(&self, pages: usize, bench: &mut Workbench) -> Sample {
         let touched = &self.kernel().touched;
         let ram = self.kernel().frames.ram();
-        let ram_pages: u64 = ram.regions().iter().map(|region| region.gfns().end - region.gfns().start).sum();
         touched.is_watched.store(true, Ordering::Relaxed);
+        touched.is_sampling.store(true, Ordering::Relaxed);
         touched.pages.clear();
+        touched.left.clear();
         let mut sample = Sample { gfns: Vec::with_capacity(pages), resident_pages: self.table.count(State::Resident) };
         for _ in 0..pages.saturating_mul(TRIES_PER_PAGE) {
             if sample.gfns.len() == pages {
                 break;
             }
-            let random = u64::from(xor_pseudo_rng_u32()) << 32 | u64::from(xor_pseudo_rng_u32());
-            let mut gfn = random % ram_pages;
-            for region in ram.regions() {
-                let gfns = region.gfns();
-                if gfn < gfns.end - gfns.start {
-                    gfn += gfns.start;
-                    break;
-                }
-                gfn -= gfns.end - gfns.start;
-            }
+            let gfn = ram.random_gfn();
             if self.move_one_aside(gfn, bench) {
                 sample.gfns.push(gfn);
             }
         }
+        touched.is_sampling.store(false, Ordering::Relaxed);
         sample.gfns.sort_unstable();
         sample.gfns.dedup();
         sample

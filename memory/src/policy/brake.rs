@@ -1,7 +1,8 @@
 //! What keeps reclaim from costing more than it gives.
 //!
 //! [`Promotion`] bounds reclaim that nobody needs yet, by what comes back (Lagar-Cavilla and others, ASPLOS 2019: at most
-//! 0.2 % of the working set a minute) and by how long the guest stalls (senpai, Weiner and others, ASPLOS 2022).
+//! 0.2 % of the working set a minute) and by how long the guest, or the host, stalls (senpai, Weiner and others,
+//! ASPLOS 2022).
 //! [`Thrash`] makes any reclaim spare younger pages while those it takes come back at once.
 
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub struct Promotion {
     pub period: Duration,
     /// The guest's summed stall in the period, divided by the period; above 1 if several threads stalled.
     pub stall_fraction: f64,
+    /// The part of the period in which others of the cgroup, or of the host, stalled for memory, where that is known.
+    pub host_stall_fraction: Option<f64>,
 }
 
 /// The next step of proactive reclaim.
@@ -50,7 +53,7 @@ pub struct Promotion {
 pub enum ProactiveStep {
     /// So many bytes may be taken in a period as long as the last one; 0 to wait.
     Reclaim(u64),
-    /// The guest stalls: it may grow so many bytes beyond its charge before anything is taken again.
+    /// The guest stalls, or the host does: it may grow so many bytes beyond its charge before anything is taken again.
     BackOff(u64),
 }
 
@@ -63,8 +66,15 @@ impl Promotion {
     /// The next step: senpai's, smaller the nearer what came back is to what may, and none when it is there.
     pub fn step(&self) -> ProactiveStep {
         let periods = self.period.as_secs_f64() / SENPAI_PERIOD.as_secs_f64();
+        // The guest's is not in the host's: the kernel does not count waits for a userfaultfd. What the host is short of is had
+        // by its watermarks; this reclaim can wait, and would only add to the others' waits for CPUs and disks.
+        let stalls = [self.stall_fraction, self.host_stall_fraction.unwrap_or(0.0)];
         // Whatever is not a number is no licence.
-        let stall = if self.stall_fraction.is_nan() { f64::INFINITY } else { self.stall_fraction.max(LEAST_STALL) };
+        let stall = if stalls.iter().any(|stall| stall.is_nan()) {
+            f64::INFINITY
+        } else {
+            stalls.into_iter().fold(LEAST_STALL, f64::max)
+        };
         if stall > STALL_TARGET {
             let part = (stall / STALL_TARGET / BACK_OFF_FACTOR).powi(2).min(1.0);
             return ProactiveStep::BackOff((self.charge_bytes as f64 * part) as u64);
@@ -133,6 +143,7 @@ mod tests {
             refaulted_bytes: 0,
             period: SENPAI_PERIOD,
             stall_fraction: 0.0,
+            host_stall_fraction: None,
         }
     }
 
@@ -154,6 +165,21 @@ mod tests {
         assert_eq!(stalled(2.0), -10.0, "(2 / 20)^2 of what is held");
         assert_eq!(stalled(1e9), -1000.0);
         assert_eq!(stalled(f64::NAN), -1000.0);
+    }
+
+    #[test]
+    fn the_worse_of_both_stalls_counts() {
+        let stalled = |guest_part: f64, host_part: f64| {
+            reclaimed_mib(Promotion {
+                stall_fraction: STALL_TARGET * guest_part,
+                host_stall_fraction: Some(STALL_TARGET * host_part),
+                ..quiet()
+            })
+        };
+        assert_eq!(stalled(0.0, 0.0), 10.0);
+        assert_eq!((stalled(0.5, 0.1), stalled(0.1, 0.5)), (0.4, 0.4));
+        assert_eq!((stalled(2.0, 0.0), stalled(0.0, 2.0)), (-10.0, -10.0));
+        assert_eq!(stalled(0.0, f64::NAN), -1000.0);
     }
 
     #[test]

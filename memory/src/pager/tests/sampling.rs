@@ -39,6 +39,37 @@ fn a_sample_tells_how_much_a_guest_touches() {
 }
 
 #[test]
+fn pages_that_leave_and_come_back_in_a_period_are_not_counted_twice() {
+    for method in methods() {
+        let guest = Guest::new(&[0..8 * MIB], in_memory(method));
+        guest.pager.arm().unwrap();
+        let fill = |gfns: Range<u64>| gfns.for_each(|gfn| guest.write(gfn, &samples::page(Kind::Text, gfn as u32)));
+        let read = |gfns: Range<u64>| {
+            gfns.for_each(|gfn| assert_eq!(guest.read(gfn), samples::page(Kind::Text, gfn as u32)));
+        };
+        guest.soon(|| fill(0..1024));
+        guest.at_rest();
+        let leave = |gfns: Range<u64>| {
+            assert!(guest.pager.evict(gfns.clone()).unwrap() > 0);
+            guest.pager.store(gfns).unwrap();
+        };
+        let touches_after = |action: &dyn Fn()| {
+            let sample = guest.pager.begin_sample(0).unwrap();
+            guest.soon(action);
+            guest.at_rest();
+            guest.pager.touches(&sample)
+        };
+        // All of it was there: a sample would tell.
+        let touches = touches_after(&|| (leave(0..512), read(0..512), leave(0..512)).2);
+        assert_eq!((touches.resident_pages, touches.arrived_pages), (1024, 0), "{touches:?}");
+        // About half was not (what does not compress has come back): it counts, however often it comes and goes.
+        let touches = touches_after(&|| (read(0..512), leave(0..512), read(0..512)).2);
+        assert!((512..600).contains(&touches.resident_pages), "{touches:?}");
+        assert_eq!(touches.resident_pages + touches.arrived_pages, 1024, "{touches:?}");
+    }
+}
+
+#[test]
 fn samples_that_nobody_touched_leave_first() {
     for method in methods() {
         let guest = Guest::new(&[0..16 * MIB], in_memory(method));
