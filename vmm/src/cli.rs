@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use cistern::options::RunOptions;
 use cistern::pool_options::Budget;
+use cistern_memory::sharing::Mechanisms;
 use clap::{Parser, Subcommand};
 
 /// A minimal KVM hypervisor with memory overcommit built in: one process, one microVM.
@@ -36,6 +37,18 @@ pub enum Command {
         /// What the balloon shall hold
         #[arg(value_name = "SIZE|auto")]
         size: Budget,
+    },
+    /// Show or switch what a VM shares: off, or some of zero,store,ksm
+    Sharing {
+        /// Name or process id of the VM, or its control socket's path
+        #[arg(value_name = "NAME|PID|SOCKET")]
+        vm: String,
+        /// The ways of sharing from now on
+        #[arg(value_name = "WAYS")]
+        ways: Option<Mechanisms>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Watch a pool at work: eight embedded guests in half of the memory they fill
     Demo(Demo),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cistern_memory::pager::{EvictionMethod, PagerConfig};
+use cistern_memory::sharing::SharingConfig;
 use cistern_memory::store::codec::Codec;
 use clap::ValueEnum;
 use serde::Deserialize;
@@ -53,6 +54,8 @@ pub struct MachineConfig {
     pub resident: Option<Size>,
     /// The pool this VM is in.
     pub pool: Option<PoolConfig>,
+    /// What is shared.
+    pub sharing: SharingConfig,
     /// How guest memory is paged.
     pub pager: PagerConfig,
     /// Where the serial console goes.

@@ -16,6 +16,7 @@ use cistern_devices::serial::{self, SERIAL_GSI, SERIAL_PORT, SERIAL_PORTS, Seria
 use cistern_devices::virtio::mmio::{BreakReport, MmioTransport};
 use cistern_memory::activity::WriteSampler;
 use cistern_memory::pager::{Pager, PagerError, PagerFailure};
+use cistern_memory::sharing::SharingConfig;
 use cistern_memory::{Balloon, GuestRam, RamError, UserfaultSupport};
 use linux_loader::loader::load_cmdline;
 use vm_memory::GuestAddress;
@@ -51,6 +52,9 @@ pub enum MachineError {
     /// Guest memory cannot be paged.
     #[error(transparent)]
     Pager(#[from] PagerError),
+    /// Pages that cannot be moved cannot be merged: KSM takes the protections off that copying them out relies on.
+    #[error("--sharing ksm: this kernel cannot move merged pages (Linux 6.8): leave out ksm")]
+    NoMerging,
     /// More memory than guest-physical addresses.
     #[error("--memory {memory}: this host's KVM has {bits}-bit guest addresses, at most --memory {}G", largest_memory_gib(*.bits))]
     AddressWidth {
@@ -117,6 +121,7 @@ pub struct Machine {
     pub(crate) resident_limit_bytes: Option<u64>,
     pub(crate) name: String,
     pub(crate) free_page_reporting: bool,
+    pub(crate) sharing: Option<SharingConfig>,
     power: Arc<Power>,
     balloon: Option<Arc<dyn Balloon>>,
     ram: Arc<GuestRam>,
@@ -140,8 +145,11 @@ impl Machine {
     /// As for [`Machine::build`].
     pub fn build_timed(config: &MachineConfig, timeline: &Arc<Timeline>) -> Result<Self, MachineError> {
         let system = |what| move |cause| MachineError::System { what, cause };
-        if config.resident.is_some() || config.pager.swap_folder.is_some() {
-            UserfaultSupport::probe().map_err(PagerError::from)?;
+        if config.resident.is_some() || config.pager.swap_folder.is_some() || config.sharing.scans_always {
+            let support = UserfaultSupport::probe().map_err(PagerError::from)?;
+            if config.sharing.mechanisms.ksm && !support.move_pages {
+                return Err(MachineError::NoMerging);
+            }
         }
         let host = Host::open()?;
         timeline.mark("open KVM");
@@ -231,6 +239,7 @@ impl Machine {
             resident_limit_bytes: config.resident.map(|limit| limit.bytes),
             name: config.name.clone(),
             free_page_reporting: config.balloon == BalloonMode::On,
+            sharing: (config.pool.is_some() || config.sharing.scans_always).then_some(config.sharing),
             power,
             balloon: devices.balloon,
             ram,

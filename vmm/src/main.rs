@@ -5,6 +5,7 @@ mod cli;
 mod demo;
 mod pool;
 mod running;
+mod sharing;
 mod stats;
 mod top;
 
@@ -30,6 +31,7 @@ use cistern::supervisor::Controls;
 use cistern::terminal::{self, ConsoleInput};
 use cistern::timeline::Timeline;
 use cistern_memory::UserfaultSupport;
+use cistern_memory::sharing::ksm::KsmHost;
 use clap::Parser;
 use clap::error::ErrorKind;
 use cli::{Cli, Command, GuestCommand, Run};
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Pool(pool) => top::print_pool(&pool.dir, pool.json),
         Command::Top(top) => top::run(top.dir, top.once),
         Command::Balloon { vm, size } => balloon::run(&vm, size),
+        Command::Sharing { vm, ways, json } => sharing::run(&vm, ways, json),
         Command::Demo(demo) => demo::run(demo.json),
         Command::Guest(command) => guest(command),
         Command::Host { json } => host(json),
@@ -91,6 +94,18 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(STATUS_USAGE)
 }
 
+/// Merging that is asked for while KSM does not run, and may not be started, is in vain.
+fn warn_of_stopped_ksm(config: &MachineConfig) {
+    let may_start = config.pool.as_ref().is_some_and(|pool| pool.manager.ksm_tuner.is_some());
+    if !config.sharing.mechanisms.ksm || may_start {
+        return;
+    }
+    match KsmHost::read() {
+        Ok(host) => host.stopped().into_iter().for_each(|why| complain(&format!("warning: --sharing ksm: {why}"))),
+        Err(error) => complain(&format!("warning: --sharing ksm: {error}")),
+    }
+}
+
 fn run_machine(run: Run) -> anyhow::Result<u8> {
     let timeline = Arc::new(Timeline::default());
     timeline.mark("start");
@@ -116,6 +131,7 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     if config.vsock.is_some() {
         limits::raise_open_files().context("limit of open files")?;
     }
+    warn_of_stopped_ksm(&config);
     let member = config.pool.as_ref().map(|pool| pool::join(pool, &config)).transpose()?;
     let machine = Machine::build_timed(&config, &timeline)?;
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.

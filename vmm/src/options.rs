@@ -4,6 +4,7 @@
 //! every default filled in and every contradiction refused.
 
 mod pool;
+mod sharing;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,6 +17,7 @@ use cistern_memory::PAGE_SIZE;
 use cistern_memory::pager::PagerConfig;
 use cistern_memory::policy::allocator::IdleTax;
 use cistern_memory::policy::watermark::Watermarks;
+use cistern_memory::sharing::Mechanisms;
 use clap::Args;
 use serde::Deserialize;
 
@@ -161,6 +163,12 @@ pub struct RunOptions {
     /// When pages are taken in a pool: off, pressure or proactive [default: pressure]
     #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = true)]
     pub reclaim: Option<ReclaimChoice>,
+    /// Ways of sharing: off, or some of zero,store,ksm; scans where nothing is short too [default: zero,store]
+    #[arg(long, value_name = "WAYS")]
+    pub sharing: Option<Mechanisms>,
+    /// CPU time for finding what can be shared, in percent of one CPU [default: 5]
+    #[arg(long, value_name = "PERCENT")]
+    pub scan_cpu: Option<u32>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
@@ -273,6 +281,8 @@ impl RunOptions {
             track: self.track.or(other.track),
             balloon_max: self.balloon_max.or(other.balloon_max),
             reclaim: self.reclaim.or(other.reclaim),
+            sharing: self.sharing.or(other.sharing),
+            scan_cpu: self.scan_cpu.or(other.scan_cpu),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             api_sock: self.api_sock.or(other.api_sock),
@@ -312,6 +322,7 @@ impl RunOptions {
             return Err(bad("name", name, "letters, digits, '-', '_' and '.', at most 64"));
         }
         let pool = self.resolve_pool(&name, memory)?;
+        let sharing = self.resolve_sharing()?;
         let defaults = PagerConfig::default();
         let reclaim_cpu_percent = self.reclaim_cpu.unwrap_or(defaults.reclaim_cpu_percent);
         let host_cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
@@ -350,6 +361,7 @@ impl RunOptions {
             balloon: self.balloon.unwrap_or(BalloonMode::On),
             resident: self.resident,
             pool,
+            sharing,
             pager,
             console: self.console.unwrap_or(ConsoleTarget::Stdio),
             name,
@@ -405,6 +417,8 @@ mod tests {
         track = true
         balloon-max = 50
         reclaim = "off"
+        sharing = "zero,ksm"
+        scan-cpu = 3
         console = "file:/tmp/log"
         name = "one"
         api-sock = "/run/one.sock"

@@ -9,6 +9,7 @@ use cistern_devices::power::Power;
 use cistern_devices::serial::Serial;
 use cistern_memory::manager::{Manager, ManagerHandle, Member};
 use cistern_memory::pager::Limits;
+use cistern_memory::sharing::{Scanner, SharingHandle};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
@@ -50,9 +51,11 @@ impl Machine {
         let failed = |what| move |cause| RunError::Thread { what, cause };
         vcpu::install_kick_handler().map_err(failed("signal handler"))?;
         let power = Arc::clone(self.power());
-        let pool = controls.member.as_ref().map(Member::handle);
-        let socket = controls.socket.take().map(|socket| (socket, self.controlled(pool)));
         let pager = Arc::clone(&self.pager);
+        let scanner = self.start_scanner(controls.member.as_mut())?;
+        let pool = controls.member.as_ref().map(Member::handle);
+        let sharing = scanner.as_ref().map(Scanner::handle);
+        let socket = controls.socket.take().map(|socket| (socket, self.controlled(pool, sharing)));
         pager.exempt_thread(thread_id::current());
         if let Some(limit_bytes) = self.resident_limit_bytes {
             pager.set_limits(Limits::alone(Some(limit_bytes)))?;
@@ -99,6 +102,7 @@ impl Machine {
         // First, so that nobody sets a new limit.
         drop(api);
         drop(manager);
+        drop(scanner);
         // A vCPU may be waiting for someone to read the console.
         if let Some(output_cut) = self.output_cut {
             output_cut.cut();
@@ -110,8 +114,19 @@ impl Machine {
         ending
     }
 
+    /// Starts what finds pages that need not be there, if anybody may want it.
+    fn start_scanner(&self, member: Option<&mut Member>) -> Result<Option<Scanner>, RunError> {
+        let Some(config) = self.sharing else { return Ok(None) };
+        let place = member.as_ref().map(|member| member.place());
+        let scanner = Scanner::start(&self.pager, self.ram(), config, place, thread_id::current)?;
+        if let Some(member) = member {
+            member.share(scanner.handle());
+        }
+        Ok(Some(scanner))
+    }
+
     /// What may be seen and done through the control socket.
-    fn controlled(&self, pool: Option<Arc<ManagerHandle>>) -> Controlled {
+    fn controlled(&self, pool: Option<Arc<ManagerHandle>>, sharing: Option<Arc<SharingHandle>>) -> Controlled {
         Controlled {
             name: self.name.clone(),
             cpus: self.vcpus.len(),
@@ -122,6 +137,7 @@ impl Machine {
             verdict: Arc::clone(&self.verdict),
             pager: Arc::clone(&self.pager),
             pool,
+            sharing,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use cistern_devices::request::GuestRequest;
 use cistern_memory::manager::ManagerError;
 use cistern_memory::pager::PagerError;
+use cistern_memory::sharing::SharingError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::outcome::Outcome;
@@ -28,6 +29,9 @@ pub enum RunError {
     /// The VM cannot take its part in its pool.
     #[error(transparent)]
     Manager(#[from] ManagerError),
+    /// Nothing can look for what could be shared.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
     /// A thread could not be started or the event loop failed.
     #[error("{what}: {cause}")]
     Thread {

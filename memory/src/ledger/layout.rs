@@ -196,6 +196,8 @@ fn encode_report(report: &Report, encoder: &mut Encoder<'_>) {
     encoder.option(report.active_slow_bytes);
     encoder.u64(report.resident_bytes);
     encoder.u64(report.shared_bytes);
+    encoder.u64(report.merged_bytes);
+    encoder.u64(report.mergeable_bytes);
     encoder.u64(report.compressed_bytes);
     encoder.u64(report.swapped_bytes);
     encoder.u64(report.zero_bytes);
@@ -229,6 +231,8 @@ fn decode_report(decoder: &mut Decoder<'_>) -> Option<Report> {
         active_slow_bytes: decoder.option()?,
         resident_bytes: decoder.u64()?,
         shared_bytes: decoder.u64()?,
+        merged_bytes: decoder.u64()?,
+        mergeable_bytes: decoder.u64()?,
         compressed_bytes: decoder.u64()?,
         swapped_bytes: decoder.u64()?,
         zero_bytes: decoder.u64()?,
@@ -286,6 +290,8 @@ impl Report {
             active_slow_bytes: self.active_slow_bytes.map(part),
             resident_bytes: part(self.resident_bytes),
             shared_bytes: part(self.shared_bytes),
+            merged_bytes: part(self.merged_bytes),
+            mergeable_bytes: part(self.mergeable_bytes),
             compressed_bytes: self.compressed_bytes.min(MAXIMUM_BYTES),
             swapped_bytes: part(self.swapped_bytes),
             zero_bytes: part(self.zero_bytes),

@@ -68,6 +68,10 @@ pub struct Report {
     pub resident_bytes: u64,
     /// Guest RAM whose content others have too: merged, or stored once for several pages.
     pub shared_bytes: u64,
+    /// Guest RAM that the kernel has merged with equal pages.
+    pub merged_bytes: u64,
+    /// Guest RAM that it was told to merge if it can, and has not.
+    pub mergeable_bytes: u64,
     /// Host memory that the compressed store holds.
     pub compressed_bytes: u64,
     /// Guest RAM in the swap file.

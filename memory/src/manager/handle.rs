@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::activity::Estimate;
 use crate::ledger::BalloonHealth;
 use crate::policy::watermark::Level;
+use crate::sharing::ksm::TunerState;
 
 /// The balloon is the pool's.
 const AUTO: u64 = u64::MAX;
@@ -48,6 +49,10 @@ pub struct ManagerStatistics {
     pub failures: u64,
     /// Orders were too old: the leader had stopped.
     pub stale_orders: u64,
+    /// How this member drives the kernel's page merging, while it does.
+    pub ksm_tuner: Option<TunerState>,
+    /// Why it last could not, or could not put back what it found.
+    pub ksm_failure: Option<String>,
     /// What was done at each level, from the best to the worst.
     pub levels: [LevelStatistics; 5],
 }

@@ -1,19 +1,24 @@
 //! One VM's part in its pool: it says how it is, leads if nobody else does, and does what it is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::activity::{Estimate, Tracker, WriteSampler};
 use crate::balloon::Balloon;
-use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
+use crate::ledger::{
+    JoinRequest, Leadership, MAXIMUM_BYTES, MemberView, Membership, PoolView, Report, StandingOrders, now_ns,
+};
 use crate::pager::{Limits, Pager, PagerError, PagerUsage};
 use crate::policy::watermark::Level;
 use crate::pressure::Pressure;
 use crate::ram::PAGE_SIZE;
+use crate::sharing::sketch::LiveMember;
+use crate::sharing::{PoolPlace, SharingHandle};
 use crate::userfault::UserfaultSupport;
 
 use super::balloon::{BalloonView, BalloonWatch};
+use super::driver::KsmDriver;
 use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
 use super::own::OwnMemory;
@@ -52,8 +57,13 @@ struct Guest {
 /// See the top of this file.
 pub struct Member {
     config: ManagerConfig,
+    /// The pool's folder.
+    folder: PathBuf,
     membership: Membership,
     guest: Option<Guest>,
+    /// What finds pages that need not be there.
+    sharing: Option<Arc<SharingHandle>>,
+    ksm: KsmDriver,
     leading: Option<(Leadership, Leader)>,
     tracker: Tracker,
     watch: BalloonWatch,
@@ -67,6 +77,8 @@ pub struct Member {
     own_bytes: u64,
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
+    /// The slow look after which it was said who else is there.
+    met: Option<Instant>,
     wants_more: bool,
     /// When the guest was last seen to wait for room for a page it had before.
     waited: Option<Instant>,
@@ -93,9 +105,12 @@ impl Member {
         let grow_to_bytes = if is_at_rest { MAXIMUM_BYTES } else { 0 };
         Ok(Self {
             tracker: Tracker::new(config.tracker),
+            ksm: KsmDriver::new(config.ksm_tuner),
             config,
+            folder: pool.to_owned(),
             membership,
             guest: None,
+            sharing: None,
             leading: None,
             watch: BalloonWatch::default(),
             in_force: (0, grow_to_bytes),
@@ -105,6 +120,7 @@ impl Member {
             own_bytes: 0,
             host_available_bytes: None,
             looked: None,
+            met: None,
             wants_more: false,
             waited: None,
             balloon_most_bytes: 0,
@@ -117,6 +133,16 @@ impl Member {
     /// How others see and control this member.
     pub fn handle(&self) -> Arc<ManagerHandle> {
         Arc::clone(&self.handle)
+    }
+
+    /// Where it may merge pages.
+    pub fn place(&self) -> PoolPlace {
+        PoolPlace { folder: self.folder.clone(), id: self.membership.id() }
+    }
+
+    /// Lets it use what finds pages that need not be there.
+    pub fn share(&mut self, sharing: Arc<SharingHandle>) {
+        self.sharing = Some(sharing);
     }
 
     /// Waits until this process may hold so much, for what it takes to load a guest. `on_wait` is told now and then what the
@@ -178,10 +204,12 @@ impl Member {
     pub fn step(&mut self, now: Instant) -> Result<Duration, ManagerError> {
         let report = self.report(now)?;
         self.membership.publish(&report)?;
+        self.meet_others()?;
         let mut pause = CALM;
         if self.leads() {
             let view = self.membership.members()?;
             self.lead(&view)?;
+            self.drive_ksm(&view, now);
             if view.members.iter().any(|member| member.report.wants_growth) {
                 pause = PRESSED;
             }
@@ -190,6 +218,9 @@ impl Member {
         self.count(now, &standing, &report);
         let is_at_rest = standing.orders.grow_to_bytes >= MAXIMUM_BYTES;
         self.follow(&standing, &report, now)?;
+        if let Some(sharing) = &self.sharing {
+            sharing.set_wanted(!is_at_rest && self.config.reclaim != ReclaimMode::Off);
+        }
         if let Some(Guest { pager, .. }) = &self.guest {
             if self.config.samples_at_rest() || !is_at_rest {
                 self.tracker.step(pager, now)?;
@@ -203,6 +234,31 @@ impl Member {
             pause = REST;
         }
         Ok(pause)
+    }
+
+    /// Says now and then who else is there to merge pages with.
+    fn meet_others(&mut self) -> Result<(), ManagerError> {
+        let is_time = self.looked.is_some_and(|looked| self.met != Some(looked));
+        let Some(sharing) = self.sharing.as_ref().filter(|sharing| is_time && sharing.mechanisms().ksm) else {
+            return Ok(());
+        };
+        self.met = self.looked;
+        let live =
+            |member: &MemberView| LiveMember { id: member.id, guest_pages: member.identity.size_bytes / PAGE_SIZE };
+        sharing.set_live(self.membership.members()?.members.iter().map(live).collect());
+        Ok(())
+    }
+
+    /// Sees to the kernel's merging, for all. What fails there is tried again, and nothing else waits for it.
+    fn drive_ksm(&mut self, view: &PoolView, now: Instant) {
+        let waiting_bytes: u64 = view.members.iter().map(|member| member.report.mergeable_bytes).sum();
+        let driven = self.ksm.step(&self.folder, now, waiting_bytes / PAGE_SIZE);
+        self.handle.update(|statistics| {
+            statistics.ksm_tuner = self.ksm.state().cloned();
+            if let Err(error) = driven {
+                statistics.ksm_failure = Some(error.to_string());
+            }
+        });
     }
 
     /// A look round has failed. Returns how long to rest.
@@ -383,7 +439,12 @@ impl Member {
             active_slow_bytes: estimate.map(|estimate| estimate.slow_bytes),
             ..usage_report(usage)
         };
+        let merging = self.sharing.as_ref().and_then(|sharing| sharing.statistics().merging).unwrap_or_default();
+        let merged_bytes = merging.merged_pages * PAGE_SIZE;
         Ok(Report {
+            shared_bytes: report.shared_bytes + merged_bytes,
+            merged_bytes,
+            mergeable_bytes: merging.waiting_pages * PAGE_SIZE,
             ballooned_bytes: balloon_view.inflated_bytes,
             balloon_given_bytes: balloon.as_ref().map_or(0, |balloon| balloon.given_bytes()),
             reported_bytes: balloon.as_ref().map_or(0, |balloon| balloon.reported_bytes()),

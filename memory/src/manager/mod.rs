@@ -6,6 +6,7 @@
 
 mod balloon;
 mod budget;
+mod driver;
 mod handle;
 mod leader;
 mod member;
@@ -24,6 +25,7 @@ pub use member::Member;
 use crate::activity::TrackerConfig;
 use crate::ledger::LedgerError;
 use crate::pager::PagerError;
+use crate::sharing::ksm::TunerConfig;
 
 /// Why a VM cannot take part in a pool.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,8 @@ pub struct ManagerConfig {
     pub reclaim: ReclaimMode,
     /// The most a balloon may hold of its guest, in percent.
     pub balloon_max_percent: u8,
+    /// How to drive the kernel's page merging, if this member may.
+    pub ksm_tuner: Option<TunerConfig>,
 }
 
 impl ManagerConfig {
@@ -87,6 +91,7 @@ impl Default for ManagerConfig {
             track: false,
             reclaim: ReclaimMode::default(),
             balloon_max_percent: 65,
+            ksm_tuner: None,
         }
     }
 }

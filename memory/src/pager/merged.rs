@@ -13,14 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::page_table::State;
 use crate::ram::PAGE_SIZE;
+use crate::userfault::UserfaultSupport;
 
-use super::Pager;
 use super::classify::{self, Mapped};
 use super::config::EvictionMethod;
 use super::credit::Growth;
 use super::frames::bytes;
 use super::page_set::PageSet;
 use super::paged::{Kernel, Paged};
+use super::{Pager, PagerError};
 
 /// Pages unmerged together: what a guest is kept waiting for, and what room is asked for at a time.
 const UNMERGE_PAGES: u64 = 16;
@@ -95,6 +96,20 @@ impl fmt::Debug for Mergeable {
 }
 
 impl Pager {
+    /// Whether pages can be merged here.
+    ///
+    /// # Errors
+    /// [`PagerError::Userfault`] when that cannot be found out.
+    pub fn can_merge(&self) -> Result<bool, PagerError> {
+        match self.paged.connected() {
+            Some(kernel) => Ok(kernel.method == EvictionMethod::Move),
+            None => {
+                let is_wanted = self.paged.config.eviction != Some(EvictionMethod::Copy);
+                Ok(is_wanted && UserfaultSupport::probe()?.move_pages)
+            }
+        }
+    }
+
     /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
     /// them.
     pub fn mergeable(&self) -> Option<Mergeable> {

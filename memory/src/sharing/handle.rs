@@ -69,6 +69,7 @@ pub struct MergingStatistics {
 #[derive(Debug, Default)]
 struct State {
     mechanisms: Mechanisms,
+    is_asked: bool,
     is_wanted: bool,
     is_stopping: bool,
     live: Vec<LiveMember>,
@@ -83,15 +84,15 @@ pub struct SharingHandle {
 }
 
 impl SharingHandle {
-    pub(super) fn new(mechanisms: Mechanisms) -> Self {
+    pub(super) fn new(mechanisms: Mechanisms, is_asked: bool) -> Self {
         let handle = Self::default();
-        handle.with(|state| state.mechanisms = mechanisms);
+        handle.with(|state| (state.mechanisms, state.is_asked) = (mechanisms, is_asked));
         handle
     }
 
-    /// Switches the ways of sharing. What was merged is unmerged as there is room for it.
+    /// Switches the ways of sharing, because the user asks for it. What was merged is unmerged as there is room for it.
     pub fn set_mechanisms(&self, mechanisms: Mechanisms) {
-        self.with(|state| state.mechanisms = mechanisms);
+        self.with(|state| (state.mechanisms, state.is_asked) = (mechanisms, true));
         self.changed.notify_all();
     }
 
@@ -119,6 +120,11 @@ impl SharingHandle {
 
     pub(super) fn live(&self) -> Vec<LiveMember> {
         self.with(|state| state.live.clone())
+    }
+
+    /// The user asked for sharing, whether anything is short or not.
+    pub(super) fn is_asked(&self) -> bool {
+        self.with(|state| state.is_asked)
     }
 
     pub(super) fn is_wanted(&self) -> bool {

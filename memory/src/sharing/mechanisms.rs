@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Which ways of sharing are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Mechanisms {
     /// Zero pages go back to the host.
     pub zero: bool,
@@ -59,6 +60,20 @@ impl FromStr for Mechanisms {
             *flag = true;
         }
         Ok(named)
+    }
+}
+
+impl TryFrom<String> for Mechanisms {
+    type Error = MechanismsError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Mechanisms> for String {
+    fn from(mechanisms: Mechanisms) -> Self {
+        mechanisms.to_string()
     }
 }
 

@@ -10,25 +10,28 @@ use std::time::{Duration, Instant};
 
 use crate::cpu_share::CpuShare;
 use crate::ledger::MemberId;
-use crate::pager::{Found, Pager, PagerError, Scan};
+use crate::pager::{Found, Pager, Scan};
 use crate::ram::GuestRam;
 
 use super::handle::SharingHandle;
 use super::layout::Layout;
 use super::mechanisms::Mechanisms;
-use super::merger::{Merger, MergerError};
+use super::merger::Merger;
 use super::regions::{ROUND_BEATS, Region, Regions, Yield};
 use super::rest::{Beat, Rest};
 
 /// How often one that has nothing to do looks whether it has.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// How often one that is not wanted does: whoever wants it wakes it.
+const UNWANTED: Duration = Duration::from_secs(3600);
+
+/// How often one that unmerges pages looks for room.
+const UNMERGING: Duration = Duration::from_millis(20);
+
 /// Why memory cannot be shared.
 #[derive(Debug, thiserror::Error)]
 pub enum SharingError {
-    /// The pager.
-    #[error(transparent)]
-    Pager(#[from] PagerError),
     /// A thread cannot be had.
     #[error("scanner: starting a thread: {0}")]
     Thread(std::io::Error),
@@ -79,15 +82,15 @@ impl Scanner {
         place: Option<PoolPlace>,
         thread_id: fn() -> i32,
     ) -> Result<Self, SharingError> {
-        let handle = Arc::new(SharingHandle::new(config.mechanisms));
+        let handle = Arc::new(SharingHandle::new(config.mechanisms, config.scans_always));
         handle.update(|statistics| statistics.cpu_percent = config.scan_cpu_percent);
         let ranges: Vec<_> = ram.regions().iter().map(|region| region.gfns()).collect();
         let layout = Layout::new(&ranges);
         let mut body = Body {
             pager: Arc::clone(pager),
-            scan: pager.scan()?,
+            scan: None,
             handle: Arc::clone(&handle),
-            config,
+            cpu_percent: config.scan_cpu_percent.max(1),
             place,
             regions: Regions::new(layout.clone()),
             layout,
@@ -121,9 +124,10 @@ impl Drop for Scanner {
 /// What the thread works with.
 struct Body {
     pager: Arc<Pager>,
-    scan: Scan,
+    /// From when it is first needed.
+    scan: Option<Scan>,
     handle: Arc<SharingHandle>,
-    config: SharingConfig,
+    cpu_percent: u32,
     place: Option<PoolPlace>,
     layout: Layout,
     regions: Regions,
@@ -133,20 +137,27 @@ struct Body {
 
 impl Body {
     fn run(&mut self) {
-        let mut share = CpuShare::new(self.config.scan_cpu_percent.max(1));
+        let mut share = CpuShare::new(self.cpu_percent);
         let (mut beat, mut number) = (Beat::default(), 0);
         while !self.handle.is_stopping() {
             let mechanisms = self.handle.mechanisms();
             self.pager.share_stored(mechanisms.store);
             self.settle_merging(mechanisms);
-            let is_scanning = self.is_scanning(mechanisms);
+            let is_wanted = self.is_wanted(mechanisms);
+            let is_scanning = is_wanted && self.is_ready();
             self.handle.update(|statistics| statistics.is_scanning = is_scanning);
-            let region = if is_scanning { self.regions.next() } else { None };
-            let Some(region) = region else {
-                let pause = if self.is_unmerging(mechanisms) { Duration::from_millis(20) } else { IDLE };
-                self.handle.rest(pause);
+            if !is_scanning {
+                let is_unmerging = self.merger.is_some() && !mechanisms.ksm;
+                self.handle.rest(if is_unmerging {
+                    UNMERGING
+                } else if is_wanted {
+                    IDLE
+                } else {
+                    UNWANTED
+                });
                 continue;
-            };
+            }
+            let Some(region) = self.regions.next() else { break };
             if self.regions.beat() != number {
                 number = self.regions.beat();
                 self.end_beat(&mut beat);
@@ -160,15 +171,29 @@ impl Body {
         self.account(&share);
     }
 
-    /// Whether there is a reason to scan, in a VM whose pages are the pager's.
-    fn is_scanning(&self, mechanisms: Mechanisms) -> bool {
+    /// Whether there is a reason to scan.
+    fn is_wanted(&self, mechanisms: Mechanisms) -> bool {
         let has_work = mechanisms.zero || mechanisms.ksm;
-        let asks = has_work && self.config.scans_always;
-        self.pager.hold_armed(asks);
-        if asks && !self.pager.usage().is_armed && self.pager.arm().is_err() {
-            return false;
+        let is_asked = has_work && self.handle.is_asked();
+        self.pager.hold_armed(is_asked);
+        is_asked || (has_work && self.handle.is_wanted())
+    }
+
+    /// Has everything that scanning needs: the VM's pages are the pager's. A user who asks for sharing asks for that too.
+    fn is_ready(&mut self) -> bool {
+        if !self.pager.usage().is_armed {
+            if !self.handle.is_asked() {
+                return false;
+            }
+            if let Err(error) = self.pager.arm() {
+                self.note_failure(&error);
+                return false;
+            }
         }
-        has_work && (asks || self.handle.is_wanted()) && self.pager.usage().is_armed
+        if self.scan.is_none() {
+            self.scan = self.pager.scan().inspect_err(|error| self.note_failure(error)).ok();
+        }
+        self.scan.is_some()
     }
 
     /// Begins to merge where that is wanted now, or goes on to end it.
@@ -191,16 +216,13 @@ impl Body {
         }
     }
 
-    fn is_unmerging(&self, mechanisms: Mechanisms) -> bool {
-        self.merger.is_some() && !mechanisms.ksm
-    }
-
     fn visit(&mut self, region: &Region, mechanisms: Mechanisms, beat: &mut Beat) {
+        let Some(scan) = &mut self.scan else { return };
         let gfns = region.gfns.clone();
         let merger = self.merger.as_mut().filter(|_| mechanisms.ksm);
         let Found { scanned_pages, freed_pages } = match merger {
             None => {
-                let found = self.scan.free_zeroes(gfns);
+                let found = scan.free_zeroes(gfns);
                 let seen = Yield {
                     scanned_pages: found.scanned_pages as u32,
                     zero_pages: found.freed_pages as u32,
@@ -209,7 +231,7 @@ impl Body {
                 self.regions.note(region.number, seen);
                 found
             }
-            Some(merger) => match merger.visit(region, &mut self.scan, mechanisms.zero, Instant::now()) {
+            Some(merger) => match merger.visit(region, scan, mechanisms.zero, Instant::now()) {
                 Ok(visit) => {
                     beat.broken_pages += visit.broken_pages;
                     beat.unsettled_pages += visit.unsettled_pages;
@@ -254,7 +276,7 @@ impl Body {
         });
     }
 
-    fn note_failure(&self, error: &MergerError) {
+    fn note_failure(&self, error: &dyn std::error::Error) {
         self.handle.update(|statistics| {
             statistics.failures += 1;
             statistics.last_failure = Some(error.to_string());

@@ -3,6 +3,8 @@
 
 use cistern_memory::manager::ManagerStatistics;
 use cistern_memory::pager::PagerStatistics;
+use cistern_memory::sharing::ksm::KsmState;
+use cistern_memory::sharing::{Mechanisms, SharingStatistics};
 use cistern_memory::{BalloonStatistics, PAGE_SIZE};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -198,6 +200,41 @@ pub struct MemoryReport {
     /// The VM's part in its pool, if it is in one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<ManagerStatistics>,
+    /// What was found that need not be there, if anything looks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingReport>,
+}
+
+/// `GET /sharing`, and a part of `GET /memory`.
+#[derive(Debug, Serialize)]
+pub struct SharingReport {
+    /// The scanner's account.
+    #[serde(flatten)]
+    pub scanner: SharingStatistics,
+    /// Pages that are stored as a reference to another's content.
+    pub stored_once_pages: u64,
+    /// The kernel's merging, of the whole host and of this VM.
+    pub ksm: KsmState,
+}
+
+impl SharingReport {
+    pub(super) fn of(machine: &Controlled) -> Option<Self> {
+        let sharing = machine.sharing.as_ref()?;
+        let tuner = machine.pool.as_ref().and_then(|pool| pool.statistics().ksm_tuner);
+        Some(Self {
+            scanner: sharing.statistics(),
+            stored_once_pages: machine.pager.usage().duplicate_pages,
+            ksm: KsmState::read(tuner.as_ref()),
+        })
+    }
+}
+
+/// `PATCH /sharing`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharingUpdate {
+    /// `off`, or some of `zero,store,ksm`.
+    pub mechanisms: Mechanisms,
 }
 
 impl MemoryReport {
@@ -207,6 +244,7 @@ impl MemoryReport {
             balloon_inflated_bytes: machine.balloon.as_ref().map_or(0, |balloon| balloon.inflated_bytes()),
             reported_bytes: machine.balloon.as_ref().map_or(0, |balloon| balloon.reported_bytes()),
             pool: machine.pool.as_ref().map(|pool| pool.statistics()),
+            sharing: SharingReport::of(machine),
         }
     }
 }

@@ -27,6 +27,7 @@ use cistern_devices::power::Power;
 use cistern_memory::Balloon;
 use cistern_memory::manager::ManagerHandle;
 use cistern_memory::pager::Pager;
+use cistern_memory::sharing::SharingHandle;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -77,6 +78,8 @@ pub struct Controlled {
     pub pager: Arc<Pager>,
     /// The VM's part in its pool, if it is in one.
     pub pool: Option<Arc<ManagerHandle>>,
+    /// What finds pages that need not be there, if anything does.
+    pub sharing: Option<Arc<SharingHandle>>,
 }
 
 /// The thread that serves the control socket; dropping it ends the thread and removes the socket.

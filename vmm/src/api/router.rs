@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::body::{
     Action, ActionType, BalloonConfiguration, BalloonReport, BalloonUpdate, Fault, InstanceInfo, MachineConfiguration,
-    MemoryReport, MemoryUpdate, Version, VmInfo, target_bytes,
+    MemoryReport, MemoryUpdate, SharingReport, SharingUpdate, Version, VmInfo, target_bytes,
 };
 use super::{Controlled, metrics};
 use crate::options::MINIMUM_RESIDENT;
@@ -50,6 +50,12 @@ enum Refusal {
     Resident { bytes: u64 },
     #[error("this VM has no balloon: it was started with --balloon off")]
     NoBalloon,
+    #[error("this VM shares nothing: it was started without --pool or --sharing")]
+    NoSharing,
+    #[error("mechanisms ksm: the VM is in no pool to merge with")]
+    NoPoolToMerge,
+    #[error("mechanisms ksm: pages cannot be moved here (Linux 6.8, without --eviction copy), and so not be merged")]
+    NoMerging,
     #[error(transparent)]
     Pager(#[from] PagerError),
 }
@@ -65,6 +71,9 @@ impl Refusal {
             | Self::Resident { .. }
             | Self::NoBalloon
             | Self::NoPool
+            | Self::NoSharing
+            | Self::NoPoolToMerge
+            | Self::NoMerging
             | Self::Pool => StatusCode::BAD_REQUEST,
             Self::Pager(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -99,7 +108,7 @@ where
     let path = head.uri.path();
     let allowed = match path {
         "/" | "/version" | "/vm" | "/machine-config" | "/balloon/statistics" | "/metrics" => "GET",
-        "/balloon" | "/memory" => "GET, PATCH",
+        "/balloon" | "/memory" | "/sharing" => "GET, PATCH",
         "/actions" => "PUT",
         _ => return Err(Refusal::Path(path.to_owned())),
     };
@@ -145,6 +154,19 @@ where
                 return Err(Refusal::Resident { bytes });
             }
             machine.pager.set_limits(Limits::alone(update.resident_bytes))?;
+            done()
+        }
+        ("GET", "/sharing") => json(&SharingReport::of(machine).ok_or(Refusal::NoSharing)?),
+        ("PATCH", "/sharing") => {
+            let sharing = machine.sharing.as_ref().ok_or(Refusal::NoSharing)?;
+            let SharingUpdate { mechanisms } = read(body).await?;
+            if mechanisms.ksm && machine.pool.is_none() {
+                return Err(Refusal::NoPoolToMerge);
+            }
+            if mechanisms.ksm && !machine.pager.can_merge()? {
+                return Err(Refusal::NoMerging);
+            }
+            sharing.set_mechanisms(mechanisms);
             done()
         }
         ("GET", "/metrics") => answer(metrics::CONTENT_TYPE, metrics::text(MemoryReport::of(machine))),
