@@ -169,6 +169,13 @@ pub struct RunOptions {
     /// CPU time for finding what can be shared, in percent of one CPU [default: 5]
     #[arg(long, value_name = "PERCENT")]
     pub scan_cpu: Option<u32>,
+    /// Drive the host's KSM while this VM leads the pool, and put back its settings after that
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true)]
+    pub ksm_tune: Option<bool>,
+    /// Whether KSM merges pages of different NUMA nodes, 0 or 1 [default: as it is]
+    #[arg(long, value_name = "0|1")]
+    pub ksm_across_nodes: Option<u8>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
@@ -283,6 +290,8 @@ impl RunOptions {
             reclaim: self.reclaim.or(other.reclaim),
             sharing: self.sharing.or(other.sharing),
             scan_cpu: self.scan_cpu.or(other.scan_cpu),
+            ksm_tune: self.ksm_tune.or(other.ksm_tune),
+            ksm_across_nodes: self.ksm_across_nodes.or(other.ksm_across_nodes),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             api_sock: self.api_sock.or(other.api_sock),
@@ -376,6 +385,7 @@ impl RunOptions {
 mod tests {
     use cistern_memory::manager::{ManagerConfig, ReclaimMode};
     use cistern_memory::pager::EvictionMethod;
+    use cistern_memory::sharing::ksm::TunerConfig;
     use cistern_memory::store::codec::Codec;
 
     use super::*;
@@ -404,7 +414,7 @@ mod tests {
         store-limit = "25%"
         codec = "zstd"
         reclaim-cpu = 50
-        eviction = "copy"
+        eviction = "move"
         pool = "/run/pool"
         budget = "4G"
         shares = "high"
@@ -419,6 +429,8 @@ mod tests {
         reclaim = "off"
         sharing = "zero,ksm"
         scan-cpu = 3
+        ksm-tune = true
+        ksm-across-nodes = 0
         console = "file:/tmp/log"
         name = "one"
         api-sock = "/run/one.sock"
@@ -471,7 +483,7 @@ mod tests {
             "--reclaim-cpu",
             "50",
             "--eviction",
-            "copy",
+            "move",
             "--pool",
             "/run/pool",
             "--budget",
@@ -495,6 +507,13 @@ mod tests {
             "50",
             "--reclaim",
             "off",
+            "--sharing",
+            "zero,ksm",
+            "--scan-cpu",
+            "3",
+            "--ksm-tune",
+            "--ksm-across-nodes",
+            "0",
             "--console",
             "file:/tmp/log",
             "--name",
@@ -519,7 +538,7 @@ mod tests {
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
         let pager = config.pager;
         assert_eq!((pager.store_limit_bytes, pager.swap_limit_bytes), (256 << 20, 2 << 30));
-        assert_eq!((pager.codec, pager.eviction), (Codec::Zstd, Some(EvictionMethod::Copy)));
+        assert_eq!((pager.codec, pager.eviction), (Codec::Zstd, Some(EvictionMethod::Move)));
         assert_eq!((pager.reclaim_cpu_percent, pager.swap_folder), (50, Some("/var/tmp".into())));
         let pool = config.pool.expect("a pool");
         let settings = pool.request.settings;
@@ -531,6 +550,7 @@ mod tests {
         assert_eq!((pool.manager.tracker.period, pool.manager.tracker.sample_pages), (Duration::from_secs(2), 200));
         assert_eq!((pool.manager.track, pool.manager.balloon_max_percent), (true, 50));
         assert_eq!(pool.manager.reclaim, ReclaimMode::Off);
+        assert_eq!(pool.manager.ksm_tuner, Some(TunerConfig { across_nodes: Some(false), ..TunerConfig::default() }));
     }
 
     #[test]
@@ -548,6 +568,9 @@ mod tests {
         let pool = options(|_| ()).expect("valid").pool.expect("a pool");
         assert_eq!((pool.request.limit_bytes, pool.request.reservation_bytes, pool.request.shares), (64 << 20, 0, 640));
         assert_eq!((pool.request.settings, pool.manager), (Default::default(), ManagerConfig::default()));
+        assert_eq!(pool.manager.ksm_tuner, None);
+        let not_tuned = options(|options| options.ksm_tune = Some(false)).expect("valid").pool.expect("a pool");
+        assert_eq!(not_tuned.manager.ksm_tuner, None);
         for (change, expected) in [
             ((|options| options.limit = Some(Size::mebibytes(65))) as fn(&mut RunOptions), "--limit 65M: 8M to 64M"),
             (|options| options.limit = Some(Size::mebibytes(7)), "--limit 7M: 8M to 64M"),
@@ -557,6 +580,20 @@ mod tests {
             (|options| options.balloon_max = Some(96), "--balloon-max 96: 0 to 95"),
             (|options| (options.pool, options.budget) = (None, Some(Budget::Auto)), "--budget auto: there is no pool"),
             (|options| (options.pool, options.track) = (None, Some(true)), "--track true: there is no pool"),
+            (|options| (options.pool, options.ksm_tune) = (None, Some(true)), "--ksm-tune true: there is no pool"),
+            (
+                |options| (options.pool, options.ksm_across_nodes) = (None, Some(1)),
+                "--ksm-across-nodes 1: there is no pool",
+            ),
+            (
+                |options| (options.ksm_tune, options.ksm_across_nodes) = (Some(true), Some(2)),
+                "--ksm-across-nodes 2: 0 or 1",
+            ),
+            (|options| options.ksm_across_nodes = Some(1), "--ksm-across-nodes 1: KSM is changed only with --ksm-tune"),
+            (
+                |options| (options.ksm_tune, options.ksm_across_nodes) = (Some(false), Some(0)),
+                "--ksm-across-nodes 0: KSM is changed only with --ksm-tune",
+            ),
         ] {
             let error = options(change).expect_err(expected);
             assert!(error.contains(expected), "{error}");
