@@ -13,3 +13,5 @@ pub mod profit;
 pub mod regions;
 mod salt;
 pub mod sketch;
+
+pub use folder::FolderError;
