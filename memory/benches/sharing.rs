@@ -6,6 +6,7 @@
 //! hold, as guest RAM does, and are copied before they are looked at, as the guest may write meanwhile.
 
 #[path = "common/mix.rs"]
+#[allow(dead_code, reason = "pages of one kind are all that is needed here")]
 mod mix;
 
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ fn main() {
     println!("scanning, us a page:");
     for (name, kind) in [("zero", Kind::Zero), ("text", Kind::Text), ("random", Kind::Random)] {
         let ram: Vec<Page> = (0..SCANNED_PAGES).map(|number| mix::page(kind, number)).collect();
-        let mut report = |step: &str, work: &mut dyn FnMut(&Page)| {
+        let report = |step: &str, work: &mut dyn FnMut(&Page)| {
             let us = us_a_page(best(|| ram.iter().for_each(&mut *work)), SCANNED_PAGES);
             println!("  {:<52} {us:>8.3}", format!("{name}: {step}"));
             us

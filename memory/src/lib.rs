@@ -3,8 +3,8 @@
 //! [`GuestRam`] is the lazily mapped RAM itself. [`Balloon`] is what this crate asks of a balloon device; the device
 //! crate implements it, so that nothing here knows virtio or KVM. [`page_table`] is the state machine that every page
 //! of a paged guest goes through, [`pager`] what moves them, [`activity`] tells how many a guest works with. Where several
-//! guests share a budget, [`policy`] decides who holds how much, [`ledger`] is how they see each other, and [`manager`] does
-//! what was decided.
+//! guests share a budget, [`policy`] decides who holds how much, [`ledger`] is how they see each other, [`sharing`] finds
+//! what several of them hold, and [`manager`] does what was decided.
 
 pub mod activity;
 mod balloon;

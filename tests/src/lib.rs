@@ -8,6 +8,7 @@ pub mod debian;
 pub mod estimates;
 pub mod guests;
 pub mod initramfs;
+pub mod ksm;
 pub mod lab;
 pub mod namespace;
 pub mod paged;

@@ -158,6 +158,7 @@ impl Guest {
             rng: true,
             balloon: BalloonMode::On,
             resident: None,
+            sharing: Default::default(),
             pool: None,
             pager: PagerConfig::default(),
             console: ConsoleTarget::File(folder.path().join("console")),

@@ -10,8 +10,8 @@
 //! can neither test a guess nor aim at a collision. XXH3 is no cryptographic hash: nothing here rests on it against
 //! somebody who has both fingerprints and pages of his choice, as only the user has.
 //!
-//! The hash is XXH3 of 128 bits with the salt as its secret: every 64 bytes of the page meet other bits of it
-//! (github.com/Cyan4973/xxHash, `XXH3_128bits_withSecret`).
+//! The hash is XXH3 of 128 bits with a part of the salt as its seed (github.com/Cyan4973/xxHash); the rest of the salt keys
+//! how it is folded to 32, so that what XXH3 lets through of its seed is not seen.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -20,8 +20,8 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::store::{Page, zero};
 
-/// Bytes of a salt: as many as XXH3 uses of a secret for each block.
-pub const SALT_BYTES: usize = 192;
+/// Bytes of a salt: a seed, and two words that key the fold.
+pub const SALT_BYTES: usize = 24;
 
 /// What is told of a page's content; good for one pool only. As an `Option` it takes 4 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +42,7 @@ impl Fingerprint {
 /// The secret of a pool. All its members have the same.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Salt {
-    pub(super) bytes: [u8; SALT_BYTES],
+    bytes: [u8; SALT_BYTES],
     mask: u32,
 }
 
@@ -69,10 +69,18 @@ impl Salt {
         XxHash3_64::oneshot_with_seed(self.mask.into(), &self.bytes)
     }
 
+    pub(super) fn words(&self) -> [u64; SALT_BYTES / 8] {
+        let (words, _) = self.bytes.as_chunks::<8>();
+        std::array::from_fn(|at| u64::from_le_bytes(words[at]))
+    }
+
     fn cut(&self, page: &Page) -> Fingerprint {
-        let hash = XxHash3_128::oneshot_with_secret(&self.bytes, page).expect("a salt is long enough for a secret");
+        let [seed, low_key, high_key] = self.words();
+        let hash = XxHash3_128::oneshot_with_seed(seed, page);
+        let product = u128::from(hash as u64 ^ low_key) * u128::from((hash >> 64) as u64 ^ high_key);
+        let folded = (product ^ product >> 64) as u32;
         // 0 is none; that 1 is there twice as often does no harm.
-        Fingerprint(NonZeroU32::new(hash as u32 & self.mask).unwrap_or(NonZeroU32::MIN))
+        Fingerprint(NonZeroU32::new(folded & self.mask).unwrap_or(NonZeroU32::MIN))
     }
 }
 
@@ -131,7 +139,6 @@ mod tests {
     fn every_byte_of_the_salt_and_of_the_page_counts() {
         let page = page_of_entropy(PAGE_BYTES, 1);
         let fingerprint = salt(1).fingerprint(&page);
-        // Words of the secret are read 8 bytes apart: 15 strides of 8, and 64 at the end.
         for at in 0..SALT_BYTES {
             let mut other = salt(1);
             other.bytes[at] ^= 1;

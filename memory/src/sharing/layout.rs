@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-/// Pages of a region; the last of a range of RAM may have fewer. 2 MiB, as in UKSM no more state than a few bytes for
-/// each of these is kept.
+/// Pages of a region: 2 MiB. The last of a range of RAM may have fewer.
 pub const REGION_PAGES: u64 = 512;
 
 /// Which regions there are.

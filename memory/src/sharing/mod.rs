@@ -23,6 +23,7 @@ mod salt;
 mod scanner;
 pub mod sketch;
 
+pub use folder::FolderError;
 pub use handle::{MergingStatistics, SharingHandle, SharingStatistics};
 pub use mechanisms::{Mechanisms, MechanismsError};
 pub use scanner::{PoolPlace, Scanner, SharingConfig, SharingError};

@@ -4,7 +4,7 @@
 //! "Monitoring KSM profit"). Before anything is merged, a page with `d` copies elsewhere stands for `d / (d + 1)` of a page
 //! that is saved, and every page that is present for one rmap item. Pages that broke again by a write, after they had
 //! been merged, are charged for: to merge one costs ksmd some microseconds and to break it costs the guest a fault, so one
-//! that does not stay merged for [`WORTHWHILE`] has saved nothing.
+//! that does not stay merged for ten seconds has saved nothing.
 
 use std::time::Duration;
 

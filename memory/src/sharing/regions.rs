@@ -22,8 +22,8 @@ const TOP: u8 = LEVELS as u8 - 1;
 /// Beats in which every region is visited at least once.
 pub const ROUND_BEATS: u64 = 1 << TOP;
 
-/// A visit that finds this part of the scanned pages lets its region rise. With copies in all others of a pool, as many
-/// pay for what the kernel keeps of each page that is advised (64 bytes; half of that part, to be found before).
+/// A visit that finds this part of the scanned pages lets its region rise: half of what the kernel's items of all its pages
+/// cost, as there may be more where that was.
 const RISE_PART: u32 = 128;
 
 /// A region of guest RAM and its pages.

@@ -250,6 +250,7 @@ mod tests {
             verdict: Arc::new(Verdict::new().expect("an eventfd")),
             pager: Pager::new(ram, PagerConfig::default(), Box::new(|page| panic!("{page}"))).expect("a pager"),
             pool: None,
+            sharing: None,
         }
     }
 

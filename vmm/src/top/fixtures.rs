@@ -36,6 +36,8 @@ pub fn member(name: &str, slot: u16) -> MemberView {
             active_slow_bytes: None,
             resident_bytes: mib(90),
             shared_bytes: mib(20),
+            merged_bytes: 0,
+            mergeable_bytes: 0,
             compressed_bytes: mib(30),
             swapped_bytes: mib(40),
             zero_bytes: mib(50),

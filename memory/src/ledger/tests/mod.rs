@@ -94,6 +94,8 @@ fn report(number: u64) -> Report {
         active_slow_bytes: Some(number),
         resident_bytes: number,
         shared_bytes: number,
+        merged_bytes: number,
+        mergeable_bytes: number,
         compressed_bytes: number,
         swapped_bytes: number,
         zero_bytes: number,

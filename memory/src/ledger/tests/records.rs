@@ -46,7 +46,7 @@ prop_compose! {
             shared_bytes, compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes,
             guest_free_bytes, balloon, wants_growth, can_reclaim, refaults, refaulted_bytes, stall_ns, evicted_pages,
             over_limit_pages, flags, own_bytes, grow_to_bytes, orders_time_ns, balloon_given_bytes, reported_bytes,
-            balloon_most_bytes,
+            balloon_most_bytes, merged_bytes: shared_bytes, mergeable_bytes: zero_bytes,
         }
     }
 }

@@ -1,0 +1,157 @@
+//! One copy of what guests hold: zero pages go back to the host, equal ones are merged, and writes make them two again.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_memory::PAGE_SIZE;
+use cistern_tests::control::ask;
+use cistern_tests::ksm::Ksm;
+use cistern_tests::paged::{MIB, PagedVm, counter};
+use cistern_tests::pool::TestPool;
+use cistern_tests::process::LIMIT;
+use serde_json::{Value, json};
+
+/// What a VM shares, and what that has come to.
+fn sharing(vm: &mut PagedVm) -> Value {
+    vm.memory()["sharing"].take()
+}
+
+fn switch(vm: &PagedVm, mechanisms: &str) {
+    let body = json!({ "mechanisms": mechanisms }).to_string();
+    let answer = ask(&vm.socket(), "PATCH", "/sharing", &body);
+    assert_eq!(answer.status, 204, "{answer:?}");
+}
+
+/// Waits until something holds of what all members share.
+#[track_caller]
+fn wait_for(pool: &mut TestPool, what: &str, holds: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let shared: Vec<_> = pool.vms.iter_mut().map(sharing).collect();
+        if holds(&shared) {
+            return shared;
+        }
+        assert!(Instant::now() < deadline, "no {what} in time: {shared:#?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn sum(shared: &[Value], path: &str) -> u64 {
+    shared.iter().map(|shared| counter(shared, path)).sum()
+}
+
+#[test]
+fn what_a_guest_cleared_goes_back_to_the_host() {
+    let program = "fill:192M,zero=50,text=50;idle:2;repeat:1000,(verify;idle:1)";
+    let mut vm = PagedVm::start(program, &["--memory", "256M", "--sharing", "zero", "--scan-cpu", "5"]);
+    vm.running.wait_for_phase("fill");
+    let wanted_pages = 96 * MIB / PAGE_SIZE;
+    let memory =
+        vm.wait_for_memory("zero pages", |memory| counter(memory, "evictions.zero_freed") >= wanted_pages * 99 / 100);
+    println!("{}", memory["sharing"]);
+    assert_eq!(counter(&memory, "evictions.compressed"), 0, "{memory}");
+    // A verify reads them, and they go again.
+    vm.wait_for_verifies(2);
+    vm.stop();
+}
+
+#[test]
+fn a_pool_where_all_fit_is_not_scanned_unless_that_is_asked_for() {
+    let mut pool = TestPool::new(&["--memory", "64M", "--cpus", "1", "--budget", "256M"]);
+    pool.start("fill:32M,zero=50,text=50;idle:1000", &[]);
+    pool.vms[0].running.wait_for_phase("fill");
+    thread::sleep(Duration::from_secs(2));
+    let memory = pool.vms[0].memory();
+    assert_eq!((&memory["armed"], &memory["sharing"]["is_scanning"]), (&json!(false), &json!(false)), "{memory}");
+    assert_eq!(counter(&memory, "sharing.scanned_pages"), 0);
+    switch(&pool.vms[0], "zero");
+    pool.vms[0].wait_for_memory("zero pages", |memory| counter(memory, "evictions.zero_freed") >= 4000);
+    switch(&pool.vms[0], "off");
+    pool.vms[0].wait_for_memory("an open VM", |memory| memory["armed"] == false);
+    // A third member makes the sizes sum to more than the budget: there is a reason to look.
+    switch(&pool.vms[0], "store");
+    for _ in 0..4 {
+        pool.start("fill:32M,zero=50,text=50;repeat:1000,(idle:1;verify)", &[]);
+    }
+    pool.vms[1].wait_for_memory("zero pages", |memory| counter(memory, "evictions.zero_freed") >= 4000);
+    pool.stop();
+}
+
+/// Guests of one pool that hold the same duplicates.
+fn like_guests(count: usize, budget: &str, program: &str) -> TestPool {
+    let mut pool = TestPool::new(&[
+        "--memory",
+        "64M",
+        "--cpus",
+        "1",
+        "--budget",
+        budget,
+        "--swap",
+        "SWAP",
+        "--sharing",
+        "zero,store,ksm",
+        "--scan-cpu",
+        "20",
+        "--ksm-tune",
+    ]);
+    for number in 0..count {
+        pool.start(&program.replace("SEED", &number.to_string()), &[]);
+    }
+    pool
+}
+
+#[test]
+fn equal_pages_of_several_guests_are_merged() {
+    let _ksm = Ksm::hold();
+    let program = "fill:48M,zero=20,dup=47,text=33,seed=SEED;repeat:100000,(idle:1)";
+    let mut pool = like_guests(4, "1G", program);
+    let dup_pages = 4 * 48 * MIB / PAGE_SIZE * 47 / 100;
+    let shared = wait_for(&mut pool, "merged pages", |shared| {
+        shared.iter().all(|shared| !shared["merging"].is_null())
+            && sum(shared, "merging.merged_pages") * 100 >= dup_pages * 95
+    });
+    println!("{} of {dup_pages} merged: {}", sum(&shared, "merging.merged_pages"), shared[0]);
+    let charge_bytes: u64 = pool.view().members.iter().map(|member| member.report.charge_bytes).sum();
+    let cost_bytes: u64 = pool.looks().expect("all are there").iter().map(|look| look.cost_bytes).sum();
+    println!("charged {} MiB, cost {} MiB", charge_bytes / MIB, cost_bytes / MIB);
+    let filled_bytes = 4 * 48 * MIB;
+    assert!(cost_bytes < filled_bytes * 60 / 100, "{} MiB", cost_bytes / MIB);
+    // Sharing ends: everybody has his own again.
+    pool.vms.iter().for_each(|vm| switch(vm, "off"));
+    wait_for(&mut pool, "pages of their own", |shared| shared.iter().all(|shared| shared["merging"].is_null()));
+    let merging: u64 = pool.vms.iter().map(|vm| merging_pages(vm.running.pid())).sum();
+    assert_eq!(merging, 0);
+    pool.stop();
+}
+
+fn merging_pages(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/ksm_merging_pages")).expect("a kernel with KSM");
+    text.trim().parse().expect("a number")
+}
+
+/// Guests that write to merged pages in a pool that could not hold all of them unmerged.
+#[test]
+fn merged_pages_that_are_written_to_stay_within_the_budget() {
+    let _ksm = Ksm::hold();
+    let program = "fill:48M,dup=80,text=20,seed=SEED;idle:8;repeat:100000,(walk:48M,secs=2,write=20;idle:2;verify)";
+    let mut pool = like_guests(4, "128M", program);
+    wait_for(&mut pool, "merged pages", |shared| {
+        shared.iter().all(|shared| !shared["merging"].is_null()) && sum(shared, "merging.merged_pages") > 4000
+    });
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut peak_bytes = 0;
+    while Instant::now() < deadline {
+        let cost_bytes: u64 = pool.looks().map_or(0, |looks| looks.iter().map(|look| look.cost_bytes).sum());
+        peak_bytes = peak_bytes.max(cost_bytes);
+        thread::sleep(Duration::from_millis(50));
+    }
+    println!("at most {} MiB", peak_bytes / MIB);
+    let shared: Vec<_> = pool.vms.iter_mut().map(sharing).collect();
+    println!("{shared:#?}");
+    assert!(sum(&shared, "merging.broken_pages") > 0);
+    for vm in &mut pool.vms {
+        vm.wait_for_verifies(1);
+    }
+    pool.stop();
+    assert!(peak_bytes <= 128 * MIB * 102 / 100, "{} MiB", peak_bytes / MIB);
+}
