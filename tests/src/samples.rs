@@ -44,6 +44,27 @@ impl Samples {
         above as f64 * 100.0 / self.count().max(1) as f64
     }
 
+    /// What they show beside a budget.
+    pub fn summary(&self, budget_bytes: u64) -> String {
+        format!(
+            "peak {} KiB of {} KiB ({:.1} %, +- {} KiB) in {} samples, {:.2} % above",
+            self.peak_bytes() >> 10,
+            budget_bytes >> 10,
+            self.peak_bytes() as f64 * 100.0 / budget_bytes as f64,
+            self.error_bytes() >> 10,
+            self.count(),
+            self.percent_above(budget_bytes),
+        )
+    }
+
+    /// Fails unless a budget was exceeded by no more than 1 %, and what they may be off, in any, of which there are some.
+    #[track_caller]
+    pub fn expect_within(&self, budget_bytes: u64) {
+        let summary = self.summary(budget_bytes);
+        assert!(self.count() >= 10, "{summary}");
+        assert!(self.peak_bytes() <= budget_bytes / 100 * 101 + self.error_bytes(), "{summary}");
+    }
+
     /// By how much a sample may be off: each CPU keeps a part of each process's count to itself.
     pub fn error_bytes(&self) -> u64 {
         self.processes_most * self.cpus * batch_pages(self.cpus) * PAGE_SIZE

@@ -207,7 +207,12 @@ impl Storm {
             }
             (taken_most_bytes, looks)
         });
-        PoolWatch { stop, thread, sampler: Sampler::start(Arc::clone(&self.processes)) }
+        PoolWatch { stop, thread, sampler: self.sample() }
+    }
+
+    /// Samples what all members take, without stopping them for it.
+    pub fn sample(&self) -> Sampler {
+        Sampler::start(Arc::clone(&self.processes))
     }
 
     /// Stops all members. None has found a bad page, nor reported a lost one.
@@ -283,23 +288,11 @@ impl PoolPeak {
     #[track_caller]
     pub fn expect_within(&self, budget_bytes: u64) {
         let Self { taken_bytes, looks, samples } = self;
-        let percent = |bytes: u64| bytes as f64 * 100.0 / budget_bytes as f64;
-        let (peak_bytes, error_bytes) = (samples.peak_bytes(), samples.error_bytes());
-        let seen = format!(
-            "peak {} KiB of {} KiB ({:.1} %) in {looks} looks; {} KiB ({:.1} %, +- {} KiB) in {} samples, {:.2} % above",
-            taken_bytes >> 10,
-            budget_bytes >> 10,
-            percent(*taken_bytes),
-            peak_bytes >> 10,
-            percent(peak_bytes),
-            error_bytes >> 10,
-            samples.count(),
-            samples.percent_above(budget_bytes),
-        );
-        println!("{seen}");
-        assert!(*looks >= 10 && samples.count() >= 10, "{seen}");
-        assert!(*taken_bytes <= budget_bytes / 100 * 101, "{seen}");
-        assert!(peak_bytes <= budget_bytes / 100 * 101 + error_bytes, "{seen}");
+        let percent = *taken_bytes as f64 * 100.0 / budget_bytes as f64;
+        println!("peak {} KiB ({percent:.1} %) in {looks} looks; {}", taken_bytes >> 10, samples.summary(budget_bytes));
+        assert!(*looks >= 10, "{self:?}");
+        assert!(*taken_bytes <= budget_bytes / 100 * 101, "{percent:.2} % of the budget");
+        samples.expect_within(budget_bytes);
     }
 }
 

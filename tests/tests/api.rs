@@ -363,7 +363,7 @@ fn a_vm_without_a_name_has_its_number() {
 }
 
 #[test]
-fn paging_needs_a_userfaultfd_and_a_plain_vm_does_not() {
+fn paging_needs_a_userfaultfd_and_neither_a_plain_vm_nor_a_pool_at_rest_does() {
     let folder = tempfile::tempdir().expect("folder");
     let copy = copy_for_all(folder.path());
     let kernel = folder.path().join("probe");
@@ -390,11 +390,23 @@ fn paging_needs_a_userfaultfd_and_a_plain_vm_does_not() {
         assert_eq!(output.status.signal(), None, "{output:?}");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    for flags in [["--resident", "32M"], ["--swap", "/var/tmp"]] {
-        let (status, stderr) = run(&flags);
+    let pool = |name: &str| {
+        let pool = folder.path().join(name);
+        fs::create_dir(&pool).expect("folder");
+        fs::set_permissions(&pool, Permissions::from_mode(0o777)).expect("permissions");
+        pool.to_str().expect("test paths are plain").to_owned()
+    };
+    let (short, resting) = (pool("short"), pool("resting"));
+    let overcommitted: &[&str] = &["--pool", &short, "--budget", "48M"];
+    let at_rest: &[&str] = &["--pool", &resting, "--budget", "80M"];
+    let sampled = [at_rest, &["--track"]].concat();
+    for flags in [&["--resident", "32M"], &["--swap", "/var/tmp"], overcommitted, &sampled] {
+        let (status, stderr) = run(flags);
         assert_eq!(status, Some(1), "{stderr}");
         assert!(stderr.contains("/dev/userfaultfd") && stderr.lines().count() == 1, "{stderr}");
     }
-    let (status, stderr) = run(&[]);
-    assert_eq!(status, Some(0), "{stderr}");
+    for flags in [&[], at_rest] {
+        let (status, stderr) = run(flags);
+        assert_eq!(status, Some(0), "{stderr}");
+    }
 }

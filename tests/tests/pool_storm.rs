@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use cistern_memory::ledger::{Ledger, Level, PoolView};
 use cistern_tests::control::ask;
-use cistern_tests::course::{Course, Recorder};
+use cistern_tests::course::Recorder;
 use cistern_tests::cycles::HOMES;
-use cistern_tests::paged::{MIB, PagedVm, counter};
-use cistern_tests::process::Running;
+use cistern_tests::paged::{MIB, counter};
 use cistern_tests::storm::Storm;
 
 /// A guest that rewrites its memory at random for as long as it is let, and looks at all of it now and then.
@@ -203,6 +202,7 @@ fn while_the_leader_is_stopped_nobody_grows() {
     assert!(storm.taken_bytes() <= storm.budget_bytes() / 100 * 101);
     storm.stop();
 }
+
 /// Asks a member for its counters at every look at which it waits at an untouched page with more than its grant, the pool
 /// being at the low level or below. Returns how often it has answered.
 fn answers_while_waiting(pool: &Path, name: &str, socket: &Path, is_over: &AtomicBool) -> u64 {
@@ -252,67 +252,4 @@ fn a_ramp_faster_than_reclaim_stops_growth_and_nothing_else() {
     assert!(answers > 0, "{}", storm.summary());
     watch.finish().expect_within(storm.budget_bytes());
     storm.stop();
-}
-
-/// Half as much again as four guests may have together, all of it in use.
-fn thrashing(seconds: u32, seed: usize) -> String {
-    format!("fill:45M,text=50,random=50,seed={seed};walk:45M,secs={seconds},write=50;verify;idle:1000000")
-}
-
-/// What the guests' walk has come to.
-fn touches_per_second(running: &mut Running) -> u64 {
-    let walk = running.wait_for_phase("walk");
-    let verify = running.wait_for_phase("verify");
-    assert!(walk["bad"] == 0 && verify["bad"] == 0, "{walk} {verify}");
-    walk["touches_per_s"].as_u64().expect("a number")
-}
-
-#[test]
-fn working_sets_of_half_as_much_again_as_the_budget_are_shared_steadily() {
-    const PERIOD_SECONDS: f64 = 5.0;
-    const WALK_SECONDS: u32 = 26;
-    let mut storm = Storm::new(120);
-    for seed in 0..4 {
-        storm.start(64, &thrashing(WALK_SECONDS, seed), &["--sample-pages", "400"]);
-    }
-    for member in &mut storm.members {
-        member.running.wait_for_phase("fill");
-    }
-    let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
-    // Not what comes after the walks, when nothing is in use.
-    std::thread::sleep(Duration::from_secs(u64::from(WALK_SECONDS) - 1));
-    let course = recorder.finish();
-    let pooled: u64 = storm.members.iter_mut().map(|member| touches_per_second(&mut member.running)).sum();
-    println!("{}\n{}", course.draw("Thrashing", "pool-thrash.svg").display(), storm.summary());
-    watch.finish().expect_within(storm.budget_bytes());
-    let budget_bytes = storm.budget_bytes();
-    storm.stop();
-    let moves = grant_moves(&course, 2.0 * PERIOD_SECONDS, PERIOD_SECONDS);
-    let most = moves.iter().copied().max().expect("some periods were seen");
-    println!(
-        "grants moved by at most {most} bytes a period, {:.2} % of the budget",
-        most as f64 * 100.0 / budget_bytes as f64
-    );
-    assert!(most <= budget_bytes / 50, "{moves:?}");
-
-    // The same where each has its quarter, less what its process takes.
-    let arguments = ["--memory", "64M", "--cpus", "1", "--resident", "26M", "--swap", "SWAP"];
-    let mut alone: Vec<PagedVm> =
-        (0..4).map(|seed| PagedVm::start(&thrashing(WALK_SECONDS / 4, seed), &arguments)).collect();
-    let split: u64 = alone.iter_mut().map(|vm| touches_per_second(&mut vm.running)).sum();
-    alone.into_iter().for_each(|vm| drop(vm.stop()));
-    println!("touches a second: {pooled} in the pool, {split} with a static split");
-}
-
-/// By how much any member's grant differs from what it was a period before, at each moment from `from` on.
-fn grant_moves(course: &Course, from: f64, period: f64) -> Vec<u64> {
-    let grants =
-        |view: &PoolView| -> Vec<u64> { view.members.iter().filter_map(|member| member.grant_bytes).collect() };
-    let later = course.moments.iter().filter(|(seconds, _)| *seconds >= from + period);
-    later
-        .filter_map(|(seconds, view)| {
-            let (_, before) = course.moments.iter().rev().find(|(earlier, _)| *earlier <= seconds - period)?;
-            grants(view).iter().zip(grants(before)).map(|(now, before)| now.abs_diff(before)).max()
-        })
-        .collect()
 }

@@ -11,6 +11,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The part of what was asked, in percent, that must have come by then.
 const PROGRESS_PERCENT: u64 = 10;
 
+/// The part of what it took, in percent, that must have left the host: pages that a guest never touched are given first, and
+/// are nothing to anybody.
+const GIVEN_PERCENT: u64 = 10;
+
+/// What must have been taken before anything is concluded from what that gave.
+const LEAST_TAKEN_BYTES: u64 = 256 << 10;
+
 /// How long a balloon that stalled, or that hurt, is not asked for more.
 const PAUSE: Duration = Duration::from_secs(30);
 
@@ -26,6 +33,8 @@ pub(super) struct BalloonView {
     pub target_bytes: u64,
     /// What it holds.
     pub inflated_bytes: u64,
+    /// What taking it has given the host, in total.
+    pub given_bytes: u64,
     /// What the guest last said.
     pub statistics: Option<BalloonStatistics>,
 }
@@ -38,11 +47,22 @@ struct Asked {
     inflated_bytes: u64,
 }
 
+/// An earlier look at what was held, from which is measured what more of it gives.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    since: Instant,
+    inflated_bytes: u64,
+    given_bytes: u64,
+}
+
 /// Watches one balloon.
 #[derive(Debug, Default)]
 pub(super) struct BalloonWatch {
     asked: Option<Asked>,
     stalled: Option<Instant>,
+    held: Option<Held>,
+    /// When it was last seen to take what is nothing to the host.
+    vain: Option<Instant>,
     /// The most that may be asked for, and since when: the guest was seen to suffer from more.
     ceiling: Option<(u64, Instant)>,
     last_paging_bytes: Option<u64>,
@@ -92,11 +112,25 @@ impl BalloonWatch {
                 self.asked = Some(Asked { since, target_bytes: view.target_bytes, inflated_bytes });
             }
         }
-        if self.stalled.is_some_and(|since| now.duration_since(since) < PAUSE) {
-            return BalloonHealth::Stalled;
+        if self.takes_in_vain(view, now) {
+            self.vain = Some(now);
         }
-        self.stalled = None;
-        BalloonHealth::Working
+        let pauses = |since: &Instant| now.duration_since(*since) < PAUSE;
+        self.stalled = self.stalled.filter(pauses);
+        self.vain = self.vain.filter(pauses);
+        if self.stalled.or(self.vain).is_some() { BalloonHealth::Stalled } else { BalloonHealth::Working }
+    }
+
+    /// Whether a balloon has done what it was asked for some time, and hardly any of it has left the host.
+    fn takes_in_vain(&mut self, view: &BalloonView, now: Instant) -> bool {
+        let BalloonView { inflated_bytes, given_bytes, .. } = *view;
+        let held = *self.held.get_or_insert(Held { since: now, inflated_bytes, given_bytes });
+        let taken_bytes = inflated_bytes.saturating_sub(held.inflated_bytes);
+        let is_judged = now.duration_since(held.since) >= PATIENCE && taken_bytes >= LEAST_TAKEN_BYTES;
+        if is_judged || taken_bytes == 0 {
+            self.held = Some(Held { since: now, inflated_bytes, given_bytes });
+        }
+        is_judged && given_bytes.saturating_sub(held.given_bytes) * 100 < taken_bytes * GIVEN_PERCENT
     }
 
     /// A guest that pages, that took pages back by itself, or that has next to nothing left is not asked for more than it
@@ -141,6 +175,7 @@ mod tests {
             has_driver: true,
             target_bytes: target_mib * MIB,
             inflated_bytes: inflated_mib * MIB,
+            given_bytes: inflated_mib * MIB,
             statistics: None,
         }
     }
@@ -179,6 +214,27 @@ mod tests {
         assert_eq!(health(40, 22, 1001), BalloonHealth::Working);
         assert_eq!(health(40, 24, 1005), BalloonHealth::Working);
         assert_eq!(health(40, 26, 1009), BalloonHealth::Working, "slow is not stalled");
+    }
+
+    #[test]
+    fn one_that_gives_nothing_stalls() {
+        let mut watch = BalloonWatch::default();
+        let start = Instant::now();
+        let mut health = |inflated, given_mib: u64, seconds| {
+            let view = BalloonView { given_bytes: given_mib * MIB, ..view(inflated, inflated) };
+            watch.look(&view, after(start, seconds)).0
+        };
+        assert_eq!(health(0, 0, 0), BalloonHealth::Working);
+        assert_eq!(health(20, 0, 4), BalloonHealth::Working, "not for long");
+        assert_eq!(health(30, 3, 5), BalloonHealth::Working, "a tenth");
+        assert_eq!(health(50, 5, 9), BalloonHealth::Working);
+        assert_eq!(health(60, 5, 10), BalloonHealth::Stalled);
+        assert_eq!(health(60, 5, 39), BalloonHealth::Stalled);
+        assert_eq!(health(60, 5, 40), BalloonHealth::Working);
+        // Deflated and asked again: what it holds again counts anew.
+        assert_eq!(health(10, 5, 41), BalloonHealth::Working);
+        assert_eq!(health(40, 35, 50), BalloonHealth::Working);
+        assert_eq!(health(70, 35, 56), BalloonHealth::Stalled);
     }
 
     #[test]

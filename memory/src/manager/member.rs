@@ -482,6 +482,7 @@ fn balloon_view(balloon: &dyn Balloon) -> BalloonView {
         has_driver: balloon.has_driver(),
         target_bytes: balloon.target_bytes(),
         inflated_bytes: balloon.inflated_bytes(),
+        given_bytes: balloon.given_bytes(),
         statistics: balloon.statistics(),
     }
 }
