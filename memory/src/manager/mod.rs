@@ -6,6 +6,7 @@
 
 mod balloon;
 mod budget;
+mod cold;
 mod handle;
 mod leader;
 mod member;

@@ -14,6 +14,7 @@ mod affinity;
 mod arming;
 mod budget;
 mod classify;
+mod cold;
 mod config;
 mod counters;
 mod credit;
