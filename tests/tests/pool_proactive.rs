@@ -59,10 +59,10 @@ fn cold_pages_leave_slowly_and_those_in_use_stay() {
     println!("{stored} pages in {passed:?}, {returned} back, {} soon", counter(&memory, "refaults.soon"));
 
     // Nobody was short of anything.
-    assert!(memory["pool"]["level"] == "high" && counter(&memory, "pool.levels.1.entered") == 0, "{text}");
-    // They leave, no faster than a hundredth at a time. A kibibyte in a stored page's place is held still.
+    assert!(memory["pool"]["level"] == "high" && memory["pool"]["levels"][1]["entered"] == 0, "{text}");
+    // They leave, no faster than a hundredth at a time.
     let steps = passed.as_secs().div_ceil(STEP.as_secs());
-    let most_pages = 3 * steps * (128 * MIB / STEP_PARTS / 4096);
+    let most_pages = steps * (128 * MIB / STEP_PARTS / 4096);
     assert!(stored > 0 && stored <= most_pages, "{stored} of at most {most_pages} pages in {passed:?}: {text}");
     // What it works with is not taken, or is at once too dear to take more of.
     assert!(returned * 20 <= stored && counter(&memory, "refaults.soon") * 20 <= stored, "{stored}: {text}");

@@ -1,31 +1,54 @@
 //! How long a sampling period goes on. Pure.
 
-use std::time::Duration;
+use crate::pager::Touches;
 
 /// A period is at most so many times as long as it is meant to be.
 const STRETCH_MAX: u32 = 8;
 
-/// Whether a period meant to be `length` is over when so much time has `passed`, in which the guest waited for so long, all
-/// its CPUs together, for its own pages.
+/// A period goes on while its last part brought more than this part of what the guest may be working with.
+const STILL_GROWING: u64 = 20;
+
+/// Whether a period is over after so many times its length, of which the last part began with `before` and ended with `now`.
 ///
-/// The waiting does not count: a guest that is squeezed to a twentieth of its speed touches a twentieth of what it works
-/// with, would look idle, and be squeezed more. What came by then [counts at once](super::Estimator::estimate), so a longer
-/// period delays only what goes down. Where several CPUs work while another waits it is longer than it need be.
-pub(super) fn is_over(length: Duration, passed: Duration, waited: Duration) -> bool {
-    passed.saturating_sub(waited) >= length || passed >= length.saturating_mul(STRETCH_MAX)
+/// A guest that is squeezed waits for its own pages most of the time. It touches a part of what it works with in a period,
+/// would look idle, and be squeezed more. It shows by what comes: new pages all the time, where a guest that has what it needs
+/// goes on with that. So a period lasts until little comes that had not come before. What came by then
+/// [counts at once](super::Estimator::estimate): a longer period delays only what goes down.
+pub(super) fn is_over(lengths: u32, before: &Touches, now: &Touches) -> bool {
+    let came_pages = now.arrived_pages.saturating_sub(before.arrived_pages);
+    let most_pages = now.resident_pages.saturating_add(now.arrived_pages);
+    lengths >= STRETCH_MAX || came_pages.saturating_mul(STILL_GROWING) <= most_pages
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn arrived(arrived_pages: u64) -> Touches {
+        Touches { resident_pages: 1000, sampled_pages: 100, sampled_touched_pages: 10, arrived_pages }
+    }
+
     #[test]
-    fn waiting_makes_a_period_longer_up_to_a_limit() {
-        let seconds = Duration::from_secs;
-        let is_over = |passed, waited| is_over(seconds(5), seconds(passed), seconds(waited));
-        assert!(!is_over(4, 0) && is_over(5, 0));
-        assert!(!is_over(5, 1) && is_over(6, 1));
-        assert!(!is_over(39, 38) && is_over(40, 39));
-        assert!(!is_over(39, 200) && is_over(40, 200), "several waited");
+    fn a_guest_that_has_what_it_needs_is_seen_in_one_length() {
+        assert!(is_over(1, &arrived(0), &arrived(0)));
+        assert!(is_over(1, &arrived(0), &arrived(52)), "a little always comes");
+        assert!(is_over(1, &Touches::default(), &Touches::default()), "nothing is known of it");
+    }
+
+    #[test]
+    fn a_guest_to_which_new_pages_come_is_looked_at_longer() {
+        assert!(!is_over(1, &arrived(0), &arrived(500)));
+        assert!(!is_over(7, &arrived(3000), &arrived(3500)));
+        assert!(is_over(3, &arrived(500), &arrived(550)), "they had come before");
+        assert!(is_over(8, &arrived(3000), &arrived(3500)), "not for ever");
+    }
+
+    #[test]
+    fn most_of_a_random_walk_is_seen() {
+        // Of 2500 pages 1000 are there; in each length a walk touches eight tenths as many as there are, by chance.
+        let seen = |lengths: u32| 1.0 - (-0.8 * f64::from(lengths)).exp();
+        let touches = |lengths: u32| arrived((1500.0 * seen(lengths)) as u64);
+        let lengths = (1..).find(|&lengths| is_over(lengths, &touches(lengths - 1), &touches(lengths)));
+        assert!(lengths.is_some_and(|lengths| lengths < STRETCH_MAX && seen(lengths) > 0.9), "{lengths:?}");
     }
 }

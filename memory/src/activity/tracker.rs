@@ -11,7 +11,7 @@ use super::writes::WriteSampler;
 /// How a guest is sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrackerConfig {
-    /// Length of a period: time in which the guest waits for its own pages does not count, up to eight times as much.
+    /// Length of a period; up to eight times as much while the guest waits for pages that have left.
     pub period: Duration,
     /// Pages of a sample; the standard deviation of the touched part `f` is `sqrt(f (1 - f) / pages)`.
     pub sample_pages: usize,
@@ -28,9 +28,10 @@ impl Default for TrackerConfig {
 #[derive(Debug)]
 struct Running {
     sample: Sample,
+    /// How many times its length it has lasted, when that was, and what had been touched by then.
+    lengths: u32,
     since: Instant,
-    /// How long the guest had waited by then.
-    waited_before: Duration,
+    before: Touches,
 }
 
 /// Samples one guest.
@@ -59,13 +60,16 @@ impl Tracker {
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed or there is no memory for a codec.
     pub fn step(&mut self, pager: &Pager, now: Instant) -> Result<(), PagerError> {
-        let waited = Duration::from_nanos(pager.usage().stall_ns);
-        if let Some(Running { sample, since, waited_before }) = &self.running {
-            let waited = waited.saturating_sub(*waited_before);
-            if !is_over(self.config.period, now.duration_since(*since), waited) {
+        if let Some(Running { sample, lengths, since, before }) = &mut self.running {
+            if now.duration_since(*since) < self.config.period {
                 return Ok(());
             }
             let touches = pager.touches(sample);
+            *lengths += 1;
+            if !is_over(*lengths, before, &touches) {
+                (*since, *before) = (now, touches);
+                return Ok(());
+            }
             let written = self.next_writes();
             self.estimator.end_period(touches, written);
             self.periods += 1;
@@ -73,7 +77,7 @@ impl Tracker {
             self.next_writes();
         }
         let sample = pager.begin_sample(self.config.sample_pages)?;
-        self.running = Some(Running { sample, since: now, waited_before: waited });
+        self.running = Some(Running { sample, lengths: 0, since: now, before: Touches::default() });
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use crate::ledger::{
     JoinRequest, Leadership, MAXIMUM_BYTES, MemberView, Membership, PoolView, Report, StandingOrders, now_ns,
 };
 use crate::pager::{Limits, Pager, PagerError, PagerUsage};
+use crate::policy::brake::ProactiveStep;
 use crate::policy::watermark::Level;
 use crate::pressure::Pressure;
 use crate::ram::PAGE_SIZE;
@@ -18,6 +19,7 @@ use crate::sharing::{PoolPlace, SharingHandle};
 use crate::userfault::UserfaultSupport;
 
 use super::balloon::{BalloonView, BalloonWatch};
+use super::cold::Cold;
 use super::driver::KsmDriver;
 use super::handle::{ManagerHandle, Totals};
 use super::leader::{Circumstances, Leader, is_at_rest};
@@ -85,6 +87,7 @@ pub struct Member {
     /// The most the balloon may be asked to hold.
     balloon_most_bytes: u64,
     proactive: Proactive,
+    cold: Cold,
     handle: Arc<ManagerHandle>,
     /// The last look, and what had been done by then.
     counted: Option<(Instant, Totals)>,
@@ -125,6 +128,7 @@ impl Member {
             waited: None,
             balloon_most_bytes: 0,
             proactive: Proactive::default(),
+            cold: Cold::default(),
             handle: Arc::default(),
             counted: None,
         })
@@ -221,6 +225,7 @@ impl Member {
         if let Some(sharing) = &self.sharing {
             sharing.set_wanted(!is_at_rest && self.config.reclaim != ReclaimMode::Off);
         }
+        self.take_cold(&report, now)?;
         if let Some(Guest { pager, .. }) = &self.guest {
             if self.config.samples_at_rest() || !is_at_rest {
                 self.tracker.step(pager, now)?;
@@ -334,13 +339,12 @@ impl Member {
             });
         }
         self.kept_bytes = None;
-        let goal_bytes = self.proactive_goal(report, now);
         let is_at_grant = orders.grow_to_bytes >= orders.grant_bytes;
         let waited_lately = self.waited.is_some_and(|waited| now.duration_since(waited) < EXCHANGE);
         let exchange_bytes = (is_at_grant && waited_lately).then_some(orders.grow_to_bytes);
         let kept = self.keep_to(Limits {
             grow_to_bytes: Some(orders.grow_to_bytes),
-            reclaim_to_bytes: orders.reclaim_to_bytes.or(exchange_bytes).into_iter().chain(goal_bytes).min(),
+            reclaim_to_bytes: orders.reclaim_to_bytes.or(exchange_bytes),
             is_firm: true,
         });
         // A guest that cannot be limited goes on as it was told before it had to be, and its pool reckons with that.
@@ -355,12 +359,19 @@ impl Member {
         kept
     }
 
-    /// What to give pages down to although nobody needs them now.
-    fn proactive_goal(&mut self, report: &Report, now: Instant) -> Option<u64> {
-        let Guest { usage, estimate, .. } = self.guest.as_ref()?;
-        let estimate = estimate.filter(|_| self.config.reclaim == ReclaimMode::Proactive)?;
+    /// Takes what is cold although nobody needs the room.
+    fn take_cold(&mut self, report: &Report, now: Instant) -> Result<(), ManagerError> {
+        let Some(Guest { pager, usage, estimate: Some(estimate), .. }) = &self.guest else { return Ok(()) };
+        if self.config.reclaim != ReclaimMode::Proactive {
+            return Ok(());
+        }
         let working_set_bytes = estimate.active_bytes + report.own_bytes;
-        self.proactive.goal_bytes(now, usage, Pressure::read, report.charge_bytes, working_set_bytes)
+        match self.proactive.step(now, usage, Pressure::read, report.charge_bytes, working_set_bytes) {
+            Some(ProactiveStep::Reclaim(bytes)) => self.cold.step(pager, bytes)?,
+            Some(ProactiveStep::BackOff(_)) => self.cold.forget(),
+            None => {}
+        }
+        Ok(())
     }
 
     /// Puts limits on what the whole process costs in force, and the member's own limit beside them.

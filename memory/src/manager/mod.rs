@@ -6,6 +6,7 @@
 
 mod balloon;
 mod budget;
+mod cold;
 mod driver;
 mod handle;
 mod leader;

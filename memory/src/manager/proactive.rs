@@ -1,4 +1,4 @@
-//! Cold pages taken before anybody needs the memory, as far as that costs the guest nothing it would feel.
+//! How much is taken before anybody needs the memory, as far as that costs the guest nothing it would feel. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -21,32 +21,25 @@ struct Look {
 #[derive(Debug, Default)]
 pub(super) struct Proactive {
     looked: Option<Look>,
-    goal_bytes: Option<u64>,
 }
 
 impl Proactive {
-    /// What a member that holds `charge_bytes` should give pages down to now, if it should. `pressure` reads the host's, where
-    /// it is known; it is asked once a period.
-    pub fn goal_bytes(
+    /// The next step of a member that holds `charge_bytes`; `None` before it is time for one. `pressure` reads the host's,
+    /// where it is known; it is asked once a period.
+    pub fn step(
         &mut self,
         now: Instant,
         usage: &PagerUsage,
         pressure: impl FnOnce() -> Option<Pressure>,
         charge_bytes: u64,
         working_set_bytes: u64,
-    ) -> Option<u64> {
+    ) -> Option<ProactiveStep> {
         if self.looked.is_some_and(|before| now.duration_since(before.at) < PERIOD) {
-            return self.goal_bytes;
+            return None;
         }
         let look = Look { at: now, usage: *usage, pressure: pressure() };
-        if let Some(before) = self.looked.replace(look) {
-            let promotion = look.since(&before, charge_bytes, working_set_bytes);
-            self.goal_bytes = match promotion.step() {
-                ProactiveStep::Reclaim(bytes) if bytes >= PAGE_SIZE => Some(charge_bytes - bytes),
-                ProactiveStep::Reclaim(_) | ProactiveStep::BackOff(_) => None,
-            };
-        }
-        self.goal_bytes
+        let before = self.looked.replace(look)?;
+        Some(look.since(&before, charge_bytes, working_set_bytes).step())
     }
 }
 
@@ -79,36 +72,42 @@ mod tests {
     fn a_cold_guest_gives_a_little_each_period_and_one_that_stalls_nothing() {
         let (mut proactive, start) = (Proactive::default(), Instant::now());
         let mut usage = PagerUsage::default();
-        let mut goal = |seconds, usage: &PagerUsage| {
-            proactive.goal_bytes(start + Duration::from_secs(seconds), usage, || None, 1000 * MIB, 100 * MIB)
+        let mut step = |seconds, usage: &PagerUsage| {
+            proactive.step(start + Duration::from_secs(seconds), usage, || None, 1000 * MIB, 100 * MIB)
         };
-        assert_eq!(goal(0, &usage), None);
-        assert_eq!(goal(5, &usage), None, "nothing is known before a period is over");
-        assert_eq!(goal(6, &usage), Some(990 * MIB), "a hundredth");
-        assert_eq!(goal(11, &usage), Some(990 * MIB));
+        let a_hundredth = Some(ProactiveStep::Reclaim(10 * MIB));
+        assert_eq!(step(0, &usage), None);
+        assert_eq!(step(5, &usage), None, "nothing is known before a period is over");
+        assert_eq!(step(6, &usage), a_hundredth);
+        assert_eq!(step(11, &usage), None, "one step a period");
         usage.refault_stall_ns = 100_000_000;
-        assert_eq!(goal(12, &usage), None, "it stalled for a sixtieth of the time");
-        assert_eq!(goal(18, &usage), Some(990 * MIB));
+        let stalled = step(12, &usage);
+        assert!(
+            matches!(stalled, Some(ProactiveStep::BackOff(_))),
+            "it stalled for a sixtieth of the time: {stalled:?}"
+        );
+        assert_eq!(step(18, &usage), a_hundredth);
         // 0.2 % of 100 MiB a minute is 20 KiB in six seconds.
         usage.refaulted_pages = 6;
-        assert_eq!(goal(24, &usage), None);
-        assert!(goal(30, &usage).is_some());
+        assert_eq!(step(24, &usage), Some(ProactiveStep::Reclaim(0)));
+        assert_eq!(step(30, &usage), a_hundredth);
     }
 
     #[test]
     fn a_host_that_stalls_is_spared() {
         let (mut proactive, start) = (Proactive::default(), Instant::now());
-        let mut goal = |seconds, stalled_ms: Option<u64>| {
+        let mut takes = |seconds, stalled_ms: Option<u64>| {
             let pressure = || stalled_ms.map(|ms| Pressure { stalled: Duration::from_millis(ms) });
             let now = start + Duration::from_secs(seconds);
-            proactive.goal_bytes(now, &PagerUsage::default(), pressure, 1000 * MIB, 100 * MIB)
+            let step = proactive.step(now, &PagerUsage::default(), pressure, 1000 * MIB, 100 * MIB);
+            matches!(step, Some(ProactiveStep::Reclaim(bytes)) if bytes > 0)
         };
-        assert_eq!(goal(0, Some(7000)), None);
-        assert_eq!(goal(6, Some(7001)), Some(990 * MIB), "what was before is not ours, and a millisecond is little");
-        assert_eq!(goal(12, Some(7100)), None);
-        assert_eq!(goal(18, Some(7100)), Some(990 * MIB));
-        assert_eq!(goal(24, None), Some(990 * MIB), "it cannot be read any more");
-        assert_eq!(goal(30, Some(9000)), Some(990 * MIB), "nor was it at the last look");
-        assert_eq!(goal(36, Some(9100)), None);
+        assert!(!takes(0, Some(7000)));
+        assert!(takes(6, Some(7001)), "what was before is not ours, and a millisecond is little");
+        assert!(!takes(12, Some(7100)));
+        assert!(takes(18, Some(7100)));
+        assert!(takes(24, None), "it cannot be read any more");
+        assert!(takes(30, Some(9000)), "nor was it at the last look");
+        assert!(!takes(36, Some(9100)));
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Choice {
 impl Choice {
     /// Any.
     pub const ANY: Self = Self { least_age_pages: 0, takes_merged: true };
+    /// Any but merged ones.
+    pub const UNMERGED: Self = Self { takes_merged: false, ..Self::ANY };
 }
 
 impl Paged {

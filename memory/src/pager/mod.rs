@@ -13,6 +13,7 @@
 mod affinity;
 mod arming;
 mod classify;
+mod cold;
 mod config;
 mod counters;
 mod credit;

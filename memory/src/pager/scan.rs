@@ -122,7 +122,7 @@ impl Paged {
     /// Gives back the pages of a range that are zero: each is moved aside, where it cannot change, and looked at there. What
     /// turns out to hold anything comes back at once. Returns how many went.
     fn free_zeroes(&self, gfns: Range<u64>, bench: &mut Workbench) -> u64 {
-        self.move_aside(gfns.clone(), Choice { takes_merged: false, ..Choice::ANY }, bench);
+        self.move_aside(gfns.clone(), Choice::UNMERGED, bench);
         let Ok(runs) = self.table.begin_store_run(gfns) else { return 0 };
         let (mut zeroes, mut others) = (Vec::new(), Vec::new());
         for claim in runs.flatten() {
