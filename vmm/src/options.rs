@@ -161,6 +161,13 @@ pub struct RunOptions {
     /// When pages are taken in a pool: off, pressure or proactive [default: pressure]
     #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = true)]
     pub reclaim: Option<ReclaimChoice>,
+    /// Drive the host's KSM while this VM leads the pool, and put back its settings after that
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true)]
+    pub ksm_tune: Option<bool>,
+    /// Whether KSM merges pages of different NUMA nodes, 0 or 1 [default: as it is]
+    #[arg(long, value_name = "0|1")]
+    pub ksm_across_nodes: Option<u8>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
@@ -273,6 +280,8 @@ impl RunOptions {
             track: self.track.or(other.track),
             balloon_max: self.balloon_max.or(other.balloon_max),
             reclaim: self.reclaim.or(other.reclaim),
+            ksm_tune: self.ksm_tune.or(other.ksm_tune),
+            ksm_across_nodes: self.ksm_across_nodes.or(other.ksm_across_nodes),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             api_sock: self.api_sock.or(other.api_sock),
@@ -364,6 +373,7 @@ impl RunOptions {
 mod tests {
     use cistern_memory::manager::{ManagerConfig, ReclaimMode};
     use cistern_memory::pager::EvictionMethod;
+    use cistern_memory::sharing::ksm::TunerConfig;
     use cistern_memory::store::codec::Codec;
 
     use super::*;
@@ -405,6 +415,8 @@ mod tests {
         track = true
         balloon-max = 50
         reclaim = "off"
+        ksm-tune = true
+        ksm-across-nodes = 0
         console = "file:/tmp/log"
         name = "one"
         api-sock = "/run/one.sock"
@@ -481,6 +493,9 @@ mod tests {
             "50",
             "--reclaim",
             "off",
+            "--ksm-tune",
+            "--ksm-across-nodes",
+            "0",
             "--console",
             "file:/tmp/log",
             "--name",
@@ -517,6 +532,7 @@ mod tests {
         assert_eq!((pool.manager.tracker.period, pool.manager.tracker.sample_pages), (Duration::from_secs(2), 200));
         assert_eq!((pool.manager.track, pool.manager.balloon_max_percent), (true, 50));
         assert_eq!(pool.manager.reclaim, ReclaimMode::Off);
+        assert_eq!(pool.ksm_tuner, Some(TunerConfig { across_nodes: Some(false), ..TunerConfig::default() }));
     }
 
     #[test]
@@ -534,6 +550,9 @@ mod tests {
         let pool = options(|_| ()).expect("valid").pool.expect("a pool");
         assert_eq!((pool.request.limit_bytes, pool.request.reservation_bytes, pool.request.shares), (64 << 20, 0, 640));
         assert_eq!((pool.request.settings, pool.manager), (Default::default(), ManagerConfig::default()));
+        assert_eq!(pool.ksm_tuner, None);
+        let not_tuned = options(|options| options.ksm_tune = Some(false)).expect("valid").pool.expect("a pool");
+        assert_eq!(not_tuned.ksm_tuner, None);
         for (change, expected) in [
             ((|options| options.limit = Some(Size::mebibytes(65))) as fn(&mut RunOptions), "--limit 65M: 8M to 64M"),
             (|options| options.limit = Some(Size::mebibytes(7)), "--limit 7M: 8M to 64M"),
@@ -543,6 +562,20 @@ mod tests {
             (|options| options.balloon_max = Some(96), "--balloon-max 96: 0 to 95"),
             (|options| (options.pool, options.budget) = (None, Some(Budget::Auto)), "--budget auto: there is no pool"),
             (|options| (options.pool, options.track) = (None, Some(true)), "--track true: there is no pool"),
+            (|options| (options.pool, options.ksm_tune) = (None, Some(true)), "--ksm-tune true: there is no pool"),
+            (
+                |options| (options.pool, options.ksm_across_nodes) = (None, Some(1)),
+                "--ksm-across-nodes 1: there is no pool",
+            ),
+            (
+                |options| (options.ksm_tune, options.ksm_across_nodes) = (Some(true), Some(2)),
+                "--ksm-across-nodes 2: 0 or 1",
+            ),
+            (|options| options.ksm_across_nodes = Some(1), "--ksm-across-nodes 1: KSM is changed only with --ksm-tune"),
+            (
+                |options| (options.ksm_tune, options.ksm_across_nodes) = (Some(false), Some(0)),
+                "--ksm-across-nodes 0: KSM is changed only with --ksm-tune",
+            ),
         ] {
             let error = options(change).expect_err(expected);
             assert!(error.contains(expected), "{error}");

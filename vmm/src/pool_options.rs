@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cistern_memory::ledger::JoinRequest;
 use cistern_memory::manager::{ManagerConfig, ReclaimMode};
+use cistern_memory::sharing::ksm::TunerConfig;
 use clap::ValueEnum;
 use serde::Deserialize;
 
@@ -36,6 +37,8 @@ pub struct PoolConfig {
     pub request: JoinRequest,
     /// How it behaves.
     pub manager: ManagerConfig,
+    /// How it drives the host's KSM when it leads; `None` to leave that alone.
+    pub ksm_tuner: Option<TunerConfig>,
 }
 
 /// What a pool may use: `512M`, or `auto` for what the host or the cgroup has.

@@ -3,6 +3,7 @@
 use cistern_memory::activity::TrackerConfig;
 use cistern_memory::ledger::{JoinRequest, MAXIMUM_BYTES, SettingsRequest};
 use cistern_memory::manager::{ManagerConfig, automatic_budget_bytes};
+use cistern_memory::sharing::ksm::TunerConfig;
 
 use super::{MINIMUM_RESIDENT, OptionsError, RunOptions};
 use crate::pool_options::{Budget, PoolConfig};
@@ -78,7 +79,27 @@ impl RunOptions {
                 reclaim: self.reclaim.map_or(defaults.reclaim, Into::into),
                 balloon_max_percent,
             },
+            ksm_tuner: self.resolve_ksm_tuner()?,
         }))
+    }
+
+    /// How the host's KSM is to be driven, if it is.
+    fn resolve_ksm_tuner(&self) -> Result<Option<TunerConfig>, OptionsError> {
+        let bad = |value: u8, reason: &str| OptionsError::Value {
+            flag: "ksm-across-nodes",
+            value: value.to_string(),
+            reason: reason.to_owned(),
+        };
+        let across_nodes = match self.ksm_across_nodes {
+            None => None,
+            Some(value @ 0..=1) => Some(value == 1),
+            Some(value) => return Err(bad(value, "0 or 1")),
+        };
+        match (self.ksm_tune, self.ksm_across_nodes) {
+            (Some(true), _) => Ok(Some(TunerConfig { across_nodes, ..TunerConfig::default() })),
+            (_, Some(value)) => Err(bad(value, "KSM is changed only with --ksm-tune")),
+            (_, None) => Ok(None),
+        }
     }
 
     /// A flag that means nothing without a pool, and its value.
@@ -100,5 +121,7 @@ impl RunOptions {
         .or_else(|| text("track", self.track, |track| track.to_string()))
         .or_else(|| text("balloon-max", self.balloon_max, |percent| percent.to_string()))
         .or_else(|| text("reclaim", self.reclaim, |choice| format!("{choice:?}").to_lowercase()))
+        .or_else(|| text("ksm-tune", self.ksm_tune, |tune| tune.to_string()))
+        .or_else(|| text("ksm-across-nodes", self.ksm_across_nodes, |across| across.to_string()))
     }
 }
