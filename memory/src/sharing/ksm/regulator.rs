@@ -33,11 +33,14 @@ const COSTS: (f64, f64) = (100e-9, 10e-3);
 const COST_WINDOW: Duration = Duration::from_millis(20);
 
 /// In which time a difference to the budget is made good.
-const HORIZON: Duration = Duration::from_secs(4);
+const HORIZON: Duration = Duration::from_secs(2);
 
-/// By how much the share may differ from the budget for that. ksmd cannot use all it may where little is advised: what it
-/// saves then is not for later.
-const CORRECTIONS: (f64, f64) = (0.1, 1.2);
+/// By which factor the share may differ from the budget for that. On a busy host ksmd waits for the CPU, and more so as it
+/// is nicer than others; what it could not have does not come all at once afterwards.
+const CORRECTIONS: (f64, f64) = (0.1, 2.0);
+
+/// No correction makes ksmd go without sleep: it would not be told any more how many pages it has time for.
+const CORRECTED_MOST: f64 = 0.95;
 
 /// A pace that differs less is not worth a write.
 const NEAR: f64 = 0.05;
@@ -122,9 +125,8 @@ impl Cost {
         self.seen += cpu_time;
         self.seen_pages += pages;
         if self.seen >= COST_WINDOW && self.seen_pages >= 1.0 {
-            let cost = (self.seen.as_secs_f64() / self.seen_pages).clamp(COSTS.0, COSTS.1);
-            // One window alone may be a pass's end, or a cold cache.
-            let seconds_a_page = (self.seconds_a_page + cost) / 2.0;
+            // The last window alone: a first look at a page costs a fifth of a second one, and each is whole passes long.
+            let seconds_a_page = (self.seen.as_secs_f64() / self.seen_pages).clamp(COSTS.0, COSTS.1);
             return Self { seconds_a_page, seen: Duration::ZERO, seen_pages: 0.0 };
         }
         self
@@ -199,27 +201,31 @@ impl Regulator {
         let (Some(before), Some(now)) = (last.cpu_time, look.cpu_time) else { return };
         let used = now.saturating_sub(before);
         let pages = match (last.pages_scanned, look.pages_scanned) {
-            (Some(before), Some(now)) => now.saturating_sub(before) as f64,
-            // It does not count them: so many as it had time for between sleeps. Too many where passes are short, or
-            // nothing ran.
-            _ if used.is_zero() || pace.sleep_millisecs == 0 => 0.0,
+            (Some(before), Some(now)) => Some(now.saturating_sub(before) as f64),
+            // It does not count them: so many as belong to the sleeps it had time for.
+            _ if used.is_zero() || pace.sleep_millisecs == 0 => None,
             _ => {
                 let slept = passed.saturating_sub(used).as_secs_f64();
-                slept * 1e3 / f64::from(pace.sleep_millisecs) * f64::from(pace.pages_to_scan)
+                Some(slept * 1e3 / f64::from(pace.sleep_millisecs) * f64::from(pace.pages_to_scan))
             }
         };
-        self.cost = self.cost.next(used, pages);
+        if let Some(pages) = pages {
+            self.cost = self.cost.next(used, pages);
+        }
         if self.is_busy() {
             let most = self.share * HORIZON.as_secs_f64();
             let unspent = self.unspent_seconds + passed.as_secs_f64() * self.share - used.as_secs_f64();
-            self.unspent_seconds = unspent.clamp(-most * (1.0 - CORRECTIONS.0), most * (CORRECTIONS.1 - 1.0));
+            // A batch ends with its pass: where passes are short ksmd has no use for the budget, and will have none later.
+            let is_short_of_work = look.full_scans.saturating_sub(last.full_scans) > 1;
+            let most_saved = if is_short_of_work { 0.0 } else { most * (CORRECTIONS.1 - 1.0) };
+            self.unspent_seconds = unspent.clamp(-most * (1.0 - CORRECTIONS.0), most_saved);
         }
     }
 
     /// The share of a core for the next time, so that the budget is kept on the whole.
     fn corrected_share(&self) -> f64 {
         let correction = 1.0 + self.unspent_seconds / (self.share * HORIZON.as_secs_f64());
-        (self.share * correction.clamp(CORRECTIONS.0, CORRECTIONS.1)).min(1.0)
+        (self.share * correction.clamp(CORRECTIONS.0, CORRECTIONS.1)).min(self.share.max(CORRECTED_MOST))
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Wheel {
     record: RecordFile,
     changes: Changes,
     lost: Vec<Setting>,
-    _lock: File,
+    lock: File,
 }
 
 impl Wheel {
@@ -43,7 +43,7 @@ impl Wheel {
     /// As one who has locked `run`.
     fn with_lock(lock: File, folder: KsmFolder, pool: &Path) -> Result<Self, KsmError> {
         let record = RecordFile::of(pool, folder.path());
-        let mut wheel = Self { changes: record.read()?, folder, record, lost: Vec::new(), _lock: lock };
+        let mut wheel = Self { changes: record.read()?, folder, record, lost: Vec::new(), lock };
         for (index, setting) in Setting::ALL.into_iter().enumerate() {
             let Some(change) = wheel.changes.0[index] else { continue };
             // What stands now was found by this leader, if it is not of the earlier one.
@@ -198,6 +198,8 @@ impl Drop for Wheel {
     fn drop(&mut self) {
         // What fails stays recorded for the next leader.
         self.put_back();
+        // A child that is being started has the descriptor too, until it is another program.
+        let _ = self.lock.unlock();
     }
 }
 
