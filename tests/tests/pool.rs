@@ -137,11 +137,15 @@ fn shares_take_no_memory_that_is_used_where_it_is_enough() {
             let fetched = [0, 1].map(|index: usize| refaults[index] - before[index]);
             before = refaults;
             let uses = |look: &Look| is_within(20, look.ledger.report.active_bytes, USED_BYTES);
-            // All it uses is there, and next to nothing comes back.
-            are_settled(looks) && looks.iter().all(uses) && fetched.iter().all(|&pages| pages < FEW_PAGES)
+            // All it uses is there, and next to nothing comes back: then nobody is brought to a grant that wavers with samples.
+            let has_room = |look: &Look| {
+                is_within(5, look.grant_bytes(), look.due_bytes)
+                    && look.cost_bytes > USED_BYTES
+                    && !look.ledger.report.wants_growth
+            };
+            looks.iter().all(|look| uses(look) && has_room(look)) && fetched.iter().all(|&pages| pages < FEW_PAGES)
         });
         println!("1000:{shares}: {}", in_mib(&looks));
-        assert!(looks.iter().all(|look| look.cost_bytes > USED_BYTES), "{}", in_mib(&looks));
         pool.stop();
     }
 }
