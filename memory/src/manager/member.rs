@@ -35,6 +35,9 @@ const ORDERS_PERIOD: Duration = Duration::from_secs(1);
 /// How often is looked at what changes slowly: the process's own memory, the guest's statistics, the host.
 const SLOW: Duration = Duration::from_secs(1);
 
+/// How often a member of a pool at rest looks at the process's own memory.
+const OWN_AT_REST: Duration = Duration::from_secs(10);
+
 /// How long a guest that has waited at its grant keeps room free by itself: waiting for an order each time takes longer than
 /// many pages do.
 const EXCHANGE: Duration = Duration::from_secs(1);
@@ -64,6 +67,7 @@ pub struct Member {
     own_bytes: u64,
     host_available_bytes: Option<u64>,
     looked: Option<Instant>,
+    own_looked: Option<Instant>,
     wants_more: bool,
     /// When the guest was last seen to wait for room for a page it had before.
     waited: Option<Instant>,
@@ -97,6 +101,7 @@ impl Member {
             own_bytes: 0,
             host_available_bytes: None,
             looked: None,
+            own_looked: None,
             wants_more: false,
             waited: None,
             balloon_most_bytes: 0,
@@ -351,7 +356,11 @@ impl Member {
         }
         *estimate = self.tracker.estimate(pager);
         if is_time {
-            if usage.is_armed {
+            // Reading it takes milliseconds: the kernel walks all of guest memory to do it. At rest nobody needs it to the second.
+            let is_due = self.in_force.1 < MAXIMUM_BYTES
+                || self.own_looked.is_none_or(|looked| now.duration_since(looked) >= OWN_AT_REST);
+            if usage.is_armed && is_due {
+                self.own_looked = Some(now);
                 let own_bytes = own::own_bytes(pager).map_err(ManagerError::Proc)?;
                 self.own_bytes = own_bytes.saturating_sub(usage.stored_bytes);
             }
