@@ -161,11 +161,20 @@ fn leak(threads: &[&[Event]]) -> &'static [&'static [Event]] {
     threads.leak()
 }
 
+/// Whether an event does anything to a page that starts so, or to what the other makes of it, that others do not do as well.
+fn matters(start: Start, event: Event) -> bool {
+    match event {
+        FreeZero => matches!(start, Start::Aside | Start::AsideZero),
+        Scan => matches!(start, Start::Resident | Start::AsideZero),
+        _ => true,
+    }
+}
+
 #[test]
 fn every_pair_from_every_state() {
     for start in STARTS {
         for (index, &first) in EVENTS.iter().enumerate() {
-            for &second in &EVENTS[index..] {
+            for &second in EVENTS[index..].iter().filter(|&&second| matters(start, first) && matters(start, second)) {
                 explore(start, leak(&[&[first], &[second]]), 4);
             }
         }
