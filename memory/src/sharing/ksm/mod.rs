@@ -13,6 +13,8 @@ mod process;
 mod record;
 mod regulator;
 mod tuner;
+#[cfg(test)]
+pub(crate) mod turn;
 mod wheel;
 
 pub use error::KsmError;

@@ -159,6 +159,17 @@ impl Regulator {
         }
     }
 
+    /// As one who takes over a ksmd that is driven already: it rests until there is something new.
+    #[must_use]
+    pub fn taking_over(mut self) -> Self {
+        self.pace = Some(self.rest());
+        self
+    }
+
+    fn rest(&self) -> Pace {
+        Pace::of(self.share.min(REST_SHARE), REST_CYCLE, self.cost.seconds_a_page)
+    }
+
     /// The pace; `None` until there was anything to do.
     pub fn pace(&self) -> Option<Pace> {
         self.pace
@@ -188,7 +199,7 @@ impl Regulator {
         let wanted = match self.is_busy() {
             true => Pace::of(self.corrected_share(), CYCLE, self.cost.seconds_a_page),
             false if self.pace.is_none() => return self,
-            false => Pace::of(self.share.min(REST_SHARE), REST_CYCLE, self.cost.seconds_a_page),
+            false => self.rest(),
         };
         self.pace = Some(self.pace.filter(|pace| pace.is_near(wanted)).unwrap_or(wanted));
         self

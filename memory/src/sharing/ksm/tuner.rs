@@ -68,7 +68,8 @@ pub struct TunerState {
 
 impl Tuner {
     /// Becomes the one that drives KSM, for the pool in this folder. Takes over what an earlier leader of the pool has left
-    /// changed, and changes nothing itself but merge_across_nodes, if that was asked for.
+    /// changed: a ksmd that it drove rests from the first step. Changes nothing itself but merge_across_nodes, if that was
+    /// asked for.
     ///
     /// # Errors
     /// [`KsmError::Taken`] while another pool drives; [`KsmError::Absent`]; [`KsmError::Merged`]; the files cannot be
@@ -78,10 +79,11 @@ impl Tuner {
         if let Some(across) = config.across_nodes {
             wheel.set_across_nodes(across)?;
         }
+        let regulator = Regulator::new(config.cpu_percent);
         Ok(Self {
+            regulator: if wheel.has_driven() { regulator.taking_over() } else { regulator },
             wheel,
             ksmd: Ksmd::find(),
-            regulator: Regulator::new(config.cpu_percent),
             started: Instant::now(),
             last: None,
             state: TunerState::default(),

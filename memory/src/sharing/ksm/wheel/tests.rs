@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::sharing::ksm::turn::await_turn;
 
 /// A file is not cut off when it is written, as sysfs has no need of that: all values have the same number of digits.
 const FILES: [(&str, &str); 6] = [
@@ -77,7 +78,9 @@ const DRIVEN: [u64; 3] = [1, 5000, 180];
 fn what_was_found_is_put_back() {
     let host = Host::new();
     let mut wheel = host.take().unwrap();
-    assert!(!host.is_recorded());
+    assert!(!host.is_recorded() && !wheel.has_driven());
+    wheel.set_across_nodes(false).unwrap();
+    assert!(!wheel.has_driven());
     wheel.drive(PACE).unwrap();
     assert_eq!((host.running(), host.is_recorded()), (DRIVEN, true));
     wheel.drive(Pace { pages_to_scan: 2000, ..PACE }).unwrap();
@@ -151,11 +154,10 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// With the advisor on; `None` on a kernel without, or with it in use.
+    /// With the advisor on; `None` on a kernel without, or with it or KSM in use.
     fn advised() -> Option<Self> {
         let folder = KsmFolder::default();
-        let lock = open_run(&folder).expect("a kernel with KSM; the tests run as root");
-        lock.lock().unwrap();
+        let lock = await_turn()?;
         if folder.value(Setting::AdvisorMode).unwrap() != Some(0) {
             return None;
         }
@@ -331,7 +333,7 @@ fn the_next_leader_drives_on_and_knows_what_the_killed_one_found() {
     // Changed by somebody before there was another leader.
     host.write("sleep_millisecs", "333");
     let mut wheel = host.take().unwrap();
-    assert_eq!(host.value(Setting::Run), 1, "it is not stopped in between");
+    assert_eq!((host.value(Setting::Run), wheel.has_driven()), (1, true), "it is not stopped in between");
     wheel.drive(PACE).unwrap();
     assert_eq!((host.running(), wheel.lost().len()), (DRIVEN, 0));
     drop(wheel);
