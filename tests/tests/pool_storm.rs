@@ -123,6 +123,8 @@ fn a_slow_ramp_is_met_by_balloons_alone() {
 /// Two guests without anything that balloons could take, the second growing as fast as it may.
 fn fast_ramp(title: &str, file: &str, arguments: &[&str]) -> Storm {
     let mut storm = Storm::new(144);
+    // Zero pages would be found before they are in the way.
+    let arguments = &[&["--sharing", "off"], arguments].concat();
     storm.start(128, "fill:96M,zero=50,text=50;idle:1000000", arguments);
     storm.members[0].running.wait_for_phase("fill");
     let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));

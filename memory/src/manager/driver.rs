@@ -39,8 +39,12 @@ impl KsmDriver {
     fn try_step(&mut self, pool: &Path, now: Instant, waiting_pages: u64) -> Result<(), KsmError> {
         let Some(config) = self.config else {
             if !self.is_clean {
-                Tuner::restore_left_behind(pool)?;
-                self.is_clean = true;
+                let put_back = Tuner::restore_left_behind(pool)?;
+                // What cannot be put back is tried again.
+                match put_back.and_then(|mut put_back| put_back.failures.pop()) {
+                    Some(failure) => return Err(failure),
+                    None => self.is_clean = true,
+                }
             }
             return Ok(());
         };

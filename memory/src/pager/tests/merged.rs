@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 
 use super::*;
+use crate::sharing::ksm::turn::await_turn;
 
 /// KSM as this test needs it, and as it was found when it ends.
 struct Ksm {
@@ -20,8 +21,7 @@ fn path(name: &str) -> String {
 
 impl Ksm {
     fn start() -> Self {
-        let lock = File::open(path("run")).expect("a kernel with KSM");
-        lock.lock().unwrap();
+        let lock = await_turn();
         let found =
             SETTINGS.map(|(name, _)| (name, fs::read_to_string(path(name)).expect("a kernel with KSM"))).to_vec();
         let ksm = Self { found, _lock: lock };
