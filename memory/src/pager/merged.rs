@@ -8,10 +8,9 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::page_table::State;
 use crate::ram::PAGE_SIZE;
 use crate::userfault::UserfaultSupport;
 
@@ -135,11 +134,13 @@ impl Mergeable {
     pub fn take_back(&self, gfns: Range<u64>) -> io::Result<u64> {
         let mut next = gfns.start;
         while next < gfns.end {
-            let part = next..gfns.end.min(next + UNMERGE_PAGES);
-            let merged = self.look(part.clone())?.merged;
-            if merged > 0 && !self.has_room(merged) {
-                self.paged.reclaim.wake();
-                return Ok(next);
+            let mut part = next..gfns.end.min(next + UNMERGE_PAGES);
+            while !self.has_room(self.look(part.clone())?.merged) {
+                if part.end == next + 1 {
+                    self.paged.reclaim.wake();
+                    return Ok(next);
+                }
+                part.end = next + (part.end - next) / 2;
             }
             self.advise_kernel(&part, libc::MADV_UNMERGEABLE)?;
             let Kernel { frames, port, merged, .. } = self.paged.kernel();
@@ -149,9 +150,16 @@ impl Mergeable {
                     let _ = port.unprotect(frames.ram_address(gfn), PAGE_SIZE);
                 }
             }
+            // A write to one of them that waits for room needs none now.
+            self.paged.offer_room();
             next = part.end;
         }
         Ok(next)
+    }
+
+    /// Says that pages wait to be unmerged for want of room, or wait no more: a pool makes room for that as for growth.
+    pub fn set_waiting(&self, is_waiting: bool) {
+        self.paged.unmerging_waits.store(is_waiting, Ordering::Relaxed);
     }
 
     /// Finds out which pages of a range are merged, and protects those that are.
@@ -160,7 +168,12 @@ impl Mergeable {
     /// Those of reading the process's page map.
     pub fn look(&self, gfns: Range<u64>) -> io::Result<MergedPages> {
         let paged = &self.paged;
-        let Kernel { frames, port, merged, marks, .. } = paged.kernel();
+        // In an open VM nobody answers for a protection.
+        let _arming = paged.arming.read().unwrap_or_else(PoisonError::into_inner);
+        if !paged.table.is_armed() {
+            return Ok(MergedPages::default());
+        }
+        let Kernel { merged, marks, .. } = paged.kernel();
         let mut found = MergedPages::default();
         let mut fresh: Vec<Range<u64>> = Vec::new();
         self.each_mapped(&gfns, |gfn, page| {
@@ -172,28 +185,46 @@ impl Mergeable {
                 merged.remove(gfn);
             } else if page.is_protected && merged.contains(gfn) {
                 found.merged += 1;
-            } else if paged.table.page(gfn).is_ok_and(|page| page.state == State::Resident) {
+            } else {
                 match fresh.last_mut() {
                     Some(run) if run.end == gfn => run.end += 1,
                     _ => fresh.push(gfn..gfn + 1),
                 }
             }
         })?;
+        let mut outcome = Ok(());
         for run in fresh {
-            // A page of this run that was written to meanwhile, or has left and come back, is protected in vain: its next
-            // write faults once.
-            if port.protect(frames.ram_address(run.start), bytes(&run)).is_err() {
-                continue;
-            }
-            self.each_mapped(&run, |gfn, page| {
-                if page.is_shared && page.is_protected {
-                    merged.pages.insert(gfn);
-                    found.merged += 1;
-                    found.new += 1;
+            paged.hold_resident(run, |run| match self.protect_merged(run) {
+                Ok(pages) => {
+                    found.merged += pages;
+                    found.new += pages;
                 }
-            })?;
+                Err(cause) => outcome = Err(cause),
+            });
         }
-        Ok(found)
+        // A write that waits for room may need none now.
+        paged.offer_room();
+        outcome.map(|()| found)
+    }
+
+    /// Protects pages that nobody moves meanwhile, and knows those as merged that were so until then. Returns how many.
+    fn protect_merged(&self, gfns: &Range<u64>) -> io::Result<u64> {
+        let Kernel { frames, port, merged, .. } = self.paged.kernel();
+        // Known first: a write between protection and look waits for room, and is seen to have broken the page.
+        gfns.clone().for_each(|gfn| merged.pages.insert(gfn));
+        let mut kept: Vec<u64> = Vec::new();
+        let looked = match port.protect(frames.ram_address(gfns.start), bytes(gfns)) {
+            Ok(()) => self.each_mapped(gfns, |gfn, page| {
+                if page.is_shared && page.is_protected {
+                    kept.push(gfn);
+                }
+            }),
+            // Later, perhaps.
+            Err(_) => Ok(()),
+        };
+        // Others were written to before they were protected, in vain then, or were given back: they cost what they did.
+        gfns.clone().filter(|gfn| kept.binary_search(gfn).is_err()).for_each(|gfn| drop(merged.pages.remove(gfn)));
+        looked.map(|()| kept.len() as u64)
     }
 
     /// What merging saves, from the part of merged pages that are saved wherever they are: `pages_sharing / (pages_shared +

@@ -441,9 +441,7 @@ impl Paging for Pager {
         let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
         let mut given_pages = 0;
         for run in runs {
-            if matches!(run.kind().from, Place::Resident | Place::Aside) {
-                given_pages += run.pages();
-            }
+            given_pages += paged.freeable_pages(&run);
             paged.free_run(run);
         }
         // Pages in flight are released by their owners, who need nothing from here.

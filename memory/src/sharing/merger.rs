@@ -4,6 +4,7 @@
 //! many there are copies, and advises regions by what that is worth. What is merged is looked at again and again: a region
 //! that does not stay so is given up.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,9 @@ pub(super) struct Merger {
     standings: Vec<Standing>,
     pending: Vec<Pending>,
     turned_pages: u64,
+    /// Regions that are advised but for pages that it was taken back on.
+    half_taken: BTreeSet<u32>,
+    is_ending: bool,
     exchanged: Option<Instant>,
     accounted: Option<Instant>,
     statistics: MergingStatistics,
@@ -114,6 +118,8 @@ impl Merger {
             standings: vec![Standing::default(); layout.count() as usize],
             pending: Vec::new(),
             turned_pages: 0,
+            half_taken: BTreeSet::new(),
+            is_ending: false,
             exchanged: None,
             accounted: None,
             statistics: MergingStatistics::default(),
@@ -184,7 +190,24 @@ impl Merger {
 
     /// Takes all advice back, as far as there is room for pages of their own. True when nothing is left.
     pub fn end(&mut self) -> Result<bool, MergerError> {
-        self.sketches.withdraw()?;
+        if !std::mem::replace(&mut self.is_ending, true) {
+            self.sketches.withdraw()?;
+        }
+        let is_over = self.take_all_back();
+        self.mergeable.set_waiting(matches!(is_over, Ok(false)));
+        self.note_merged();
+        self.statistics.waiting_pages = 0;
+        is_over
+    }
+
+    /// Goes on after all.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.is_ending) {
+            self.mergeable.set_waiting(false);
+        }
+    }
+
+    fn take_all_back(&mut self) -> Result<bool, MergerError> {
         for gfns in self.advisor.advised() {
             if !self.take_back(gfns)? {
                 return Ok(false);
@@ -251,6 +274,7 @@ impl Merger {
 
     fn advise(&mut self) -> Result<(), MergerError> {
         let advice = self.advisor.advice();
+        let half_taken = std::mem::take(&mut self.half_taken);
         for gfns in advice.unadvise {
             let regions = (gfns.end - gfns.start).div_ceil(REGION_PAGES);
             if self.take_back(gfns)? {
@@ -260,6 +284,12 @@ impl Merger {
         for gfns in advice.advise {
             self.mergeable.advise(gfns.clone()).map_err(MergerError::Advice)?;
             self.advisor.done(&gfns, true);
+        }
+        // It is to be merged after all: the whole of it.
+        for region in half_taken {
+            if self.advisor.is_advised(region) && !self.half_taken.contains(&region) {
+                self.mergeable.advise(self.layout.gfns(region)).map_err(MergerError::Advice)?;
+            }
         }
         self.statistics.advises_all = self.advisor.is_all();
         Ok(())
@@ -271,6 +301,7 @@ impl Merger {
         while start < gfns.end {
             let region = start..gfns.end.min(start + REGION_PAGES);
             if self.mergeable.take_back(region.clone()).map_err(MergerError::Advice)? < region.end {
+                self.half_taken.extend(self.layout.region_of(start));
                 return Ok(false);
             }
             self.advisor.done(&region, false);
@@ -298,11 +329,15 @@ impl Merger {
             advised_regions.map(|region| u64::from(self.standings[region as usize].present_pages)).sum();
         let statistics = &mut self.statistics;
         statistics.kernel = kernel;
-        statistics.merged_pages = self.mergeable.merged_pages();
-        statistics.saved_bytes = self.mergeable.saved_bytes();
-        statistics.broken_pages = self.mergeable.broken_pages();
         statistics.advised_pages = advised.iter().map(|gfns| gfns.end - gfns.start).sum();
-        statistics.waiting_pages = present_pages.saturating_sub(statistics.merged_pages);
+        statistics.waiting_pages = present_pages.saturating_sub(self.mergeable.merged_pages());
+        self.note_merged();
         Ok(())
+    }
+
+    fn note_merged(&mut self) {
+        self.statistics.merged_pages = self.mergeable.merged_pages();
+        self.statistics.saved_bytes = self.mergeable.saved_bytes();
+        self.statistics.broken_pages = self.mergeable.broken_pages();
     }
 }
