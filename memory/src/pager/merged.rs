@@ -8,8 +8,8 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use crate::ram::PAGE_SIZE;
 use crate::userfault::UserfaultSupport;
@@ -40,6 +40,11 @@ impl Merged {
 
     pub fn contains(&self, gfn: u64) -> bool {
         self.pages.contains(gfn)
+    }
+
+    /// How many of these pages they are.
+    pub fn count_in(&self, gfns: Range<u64>) -> u64 {
+        self.pages.count_in(gfns)
     }
 
     /// What they cost less than as many pages of their own.
@@ -223,7 +228,9 @@ impl Mergeable {
             Err(_) => Ok(()),
         };
         // Others were written to before they were protected, in vain then, or were given back: they cost what they did.
-        gfns.clone().filter(|gfn| kept.binary_search(gfn).is_err()).for_each(|gfn| drop(merged.pages.remove(gfn)));
+        for gfn in gfns.clone().filter(|gfn| kept.binary_search(gfn).is_err()) {
+            merged.pages.remove(gfn);
+        }
         looked.map(|()| kept.len() as u64)
     }
 

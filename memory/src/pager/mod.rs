@@ -64,7 +64,7 @@ pub use statistics::{
 pub use usage::PagerUsage;
 
 use crate::mapping::{Mapping, MappingError};
-use crate::page_table::{PageTable, PageTableError, Place, State};
+use crate::page_table::{PageTable, PageTableError, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
 use crate::store::swap::OpenError;

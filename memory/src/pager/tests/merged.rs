@@ -250,11 +250,14 @@ fn what_a_balloon_gives_is_what_leaves_the_host() {
     guest.evict(1024..1124);
     guest.evict(1200..1210);
     guest.store(1200..1210);
-    let discard = |gfns: Range<u64>| guest.ram.discard(gfns.start * PAGE_SIZE, (gfns.end - gfns.start) * PAGE_SIZE);
-    assert_eq!(discard(0..600).unwrap(), 0, "others have them still");
+    let discard = |gfns: Range<u64>| {
+        let given_bytes = guest.ram.discard(gfns.start * PAGE_SIZE, (gfns.end - gfns.start) * PAGE_SIZE).unwrap();
+        given_bytes / PAGE_SIZE
+    };
+    assert_eq!(discard(0..600), 0, "others have them still");
     assert_eq!(mergeable.merged_pages(), 424);
-    assert_eq!(discard(1000..1100).unwrap(), 76, "some are merged, some are aside");
-    assert_eq!(discard(1000..1300).unwrap(), 200 - 10, "some are stored, some were given before");
+    assert_eq!(discard(1000..1100), 76, "some are merged, some are aside");
+    assert_eq!(discard(1000..1300), 200 - 10, "some are stored, some were given before");
     assert_eq!(guest.pager.statistics().pages.untouched, 900);
     guest.check_no_failure();
 }
