@@ -31,11 +31,15 @@ pub(super) struct Merged {
     pages: PageSet,
     // As of the last look, less a whole page for each that was written to since: whatever it was shared by.
     saved_bytes: AtomicU64,
+    /// The most of a merged page that is saved, in billionths. Alone: the next count takes it.
+    most_saved: AtomicU64,
 }
+
+const BILLION: f64 = 1e9;
 
 impl Merged {
     pub fn new(pages: u64) -> Self {
-        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0) }
+        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0), most_saved: AtomicU64::new(BILLION as u64) }
     }
 
     pub fn contains(&self, gfn: u64) -> bool {
@@ -112,6 +116,15 @@ impl Pager {
                 Ok(is_wanted && UserfaultSupport::probe()?.move_pages)
             }
         }
+    }
+
+    /// The kernel says that merging saves so much here: what is saved of each merged page is not more than follows from that,
+    /// however much the rest of the host has merged.
+    pub(crate) fn note_merging_saves(&self, bytes: u64) {
+        let Some(Kernel { merged, .. }) = self.paged.connected() else { return };
+        let merged_bytes = merged.pages.count() * PAGE_SIZE;
+        let part = if merged_bytes > 0 { (bytes as f64 / merged_bytes as f64).min(1.0) } else { 1.0 };
+        merged.most_saved.store((part * BILLION) as u64, Ordering::Relaxed);
     }
 
     /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
@@ -235,9 +248,10 @@ impl Mergeable {
     }
 
     /// What merging saves, from the part of merged pages that are saved wherever they are: `pages_sharing / (pages_shared +
-    /// pages_sharing)` of the whole host. To be called after looking.
+    /// pages_sharing)` of the whole host. To be called after looking. Less is saved where the kernel says so of this process.
     pub fn set_saved_part(&self, saved_part: f64) {
         let merged = &self.paged.kernel().merged;
+        let saved_part = saved_part.min(merged.most_saved.load(Ordering::Relaxed) as f64 / BILLION);
         let bytes = (merged.pages.count() * PAGE_SIZE) as f64 * saved_part.clamp(0.0, 1.0);
         // A write between the count and the store counts as none until the next look.
         merged.saved_bytes.store(bytes as u64, Ordering::Relaxed);

@@ -310,3 +310,15 @@ fn a_write_that_waits_goes_on_when_its_page_is_unmerged() {
     assert!(guest.read(700) == page_of(1, 700));
     guest.check_no_failure();
 }
+
+#[test]
+fn what_others_have_merged_saves_nothing_here() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    // Of the whole host 19 of 20 are saved; of these every second one.
+    guest.pager.note_merging_saves(1024 * PAGE_SIZE);
+    mergeable.set_saved_part(0.95);
+    assert_eq!(cost_pages(&guest), 1024);
+    guest.pager.note_merging_saves(4096 * PAGE_SIZE);
+    mergeable.set_saved_part(0.75);
+    assert_eq!(cost_pages(&guest), 512);
+}
