@@ -137,6 +137,30 @@ fn paging_that_makes_no_sense() {
 }
 
 #[test]
+fn sharing_that_makes_no_sense() {
+    let kernel = path(probe());
+    let pool = tempfile::tempdir().expect("folder");
+    let pool = path(pool.path());
+    refused(&["--kernel", kernel, "--sharing", "tps"], 2, &["'tps'", "off, or some of zero,store,ksm"]);
+    refused(&["--kernel", kernel, "--sharing", "off,zero"], 2, &["'off,zero'"]);
+    refused(&["--kernel", kernel, "--sharing", "ksm"], 2, &["--sharing ksm", "no pool to merge with", "--pool DIR"]);
+    let by_copy = ["--kernel", kernel, "--pool", pool, "--sharing", "zero,ksm", "--eviction", "copy"];
+    refused(&by_copy, 2, &["--sharing zero,ksm", "leave out --eviction copy"]);
+    refused(&["--kernel", kernel, "--scan-cpu", "0"], 2, &["--scan-cpu 0: 1 to 100 percent"]);
+    refused(&["--kernel", kernel, "--scan-cpu", "101"], 2, &["--scan-cpu 101"]);
+    refused(&["--kernel", kernel, "--ksm-tune"], 2, &["--ksm-tune", "--pool DIR"]);
+    let untuned = ["--kernel", kernel, "--pool", pool, "--ksm-across-nodes", "1"];
+    refused(&untuned, 2, &["--ksm-across-nodes 1", "--ksm-tune"]);
+    let nodes = ["--kernel", kernel, "--pool", pool, "--ksm-tune", "--ksm-across-nodes", "2"];
+    refused(&nodes, 2, &["--ksm-across-nodes 2: 0 or 1"]);
+    for arguments in [vec!["sharing", "nobody", "tps"], vec!["sharing", "nobody", "ksm,off"]] {
+        let finished = cistern(&arguments).expect_status(2);
+        assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
+        assert!(finished.stderr.contains("off, or some of zero,store,ksm"), "{finished:?}");
+    }
+}
+
+#[test]
 fn devices_that_are_none() {
     let folder = tempfile::tempdir().expect("folder");
     let kernel = path(probe());

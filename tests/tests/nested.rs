@@ -61,6 +61,54 @@ const CHECK_DISK: &str = "set -e; cat /tmp/log; grep -q 'cpus 2' /tmp/log; grep 
                           grep -q '^16' /tmp/log; grep -q 'init.run: status 0' /tmp/log; \
                           cmp -n 1048576 /tmp/disk /tmp/disk 0 2097152";
 
+/// Two guests with like pages, some of which they write to once these are merged. What was found of KSM is there again after
+/// that.
+const MERGE: &str = r#"set -e
+cat /sys/kernel/mm/ksm/run /sys/kernel/mm/ksm/pages_to_scan > /tmp/ksm-before
+for vm in a b; do
+    cistern run --kernel /g/probe --memory 64M --budget 96M --pool /tmp/pool --name $vm --api-sock /tmp/$vm         --sharing zero,store,ksm --scan-cpu 50 --ksm-tune --cmdline         'probe="fill:24M,zero=10,dup=60,text=30;repeat:1000,(verify;walk:24M,touches=200,write=100;idle:1)"'         > /tmp/$vm.log 2>&1 &
+    echo $! > /tmp/$vm.pid
+done
+merged() {
+    echo $(($(cat /proc/$(cat /tmp/a.pid)/ksm_merging_pages) + $(cat /proc/$(cat /tmp/b.pid)/ksm_merging_pages)))
+}
+verifies() {
+    grep -c '"verify"' /tmp/$1.log || true
+}
+seconds=0
+until [ $(merged) -ge 5500 ]; do
+    sleep 1
+    seconds=$((seconds + 1))
+    if [ $seconds = 400 ]; then
+        cat /tmp/a.log
+        cistern sharing /tmp/a
+        exit 99
+    fi
+done
+for vm in a b; do
+    count=$(verifies $vm)
+    until [ $(verifies $vm) -ge $((count + 2)) ]; do
+        sleep 1
+        kill -0 $(cat /tmp/$vm.pid)
+    done
+done
+cistern sharing /tmp/a
+cistern stats /tmp/a --json > /tmp/merged.json
+for pid in $(cat /tmp/a.pid) $(cat /tmp/b.pid); do
+    kill $pid
+    kill $pid
+    while kill -0 $pid 2>/dev/null; do
+        sleep 1
+    done
+done
+cat /tmp/a.log /tmp/b.log
+cat /sys/kernel/mm/ksm/run /sys/kernel/mm/ksm/pages_to_scan | cmp - /tmp/ksm-before
+"#;
+
+/// Where pages cannot be moved they cannot be merged: that is said at once.
+const MERGE_IN_VAIN: &str =
+    "cistern run --kernel /g/probe --memory 64M --budget 96M --pool /tmp/pool --sharing ksm --timeout 20";
+
 /// The same binary as on this machine boots everything there, too.
 fn cistern_boots(kernel: CloudKernel) -> Result<()> {
     let scratch = tempfile::tempdir()?;
@@ -101,7 +149,9 @@ fn cistern_boots(kernel: CloudKernel) -> Result<()> {
         .step("stock Debian kernel", &boot(cloud))
         .step("power button", &power_button)
         .step("panic", &panic)
-        .run(LIMIT * 3)?;
+        .step("merging", if kernel == CloudKernel::V6_12 { MERGE } else { MERGE_IN_VAIN })
+        .step("merged", "cat /tmp/merged.json")
+        .run(LIMIT * 4)?;
 
     let step = |name| transcript.step(name).unwrap_or_else(|| panic!("no step {name}: {transcript:?}"));
     let host: Value = serde_json::from_str(step("host").output.trim())?;
@@ -113,6 +163,19 @@ fn cistern_boots(kernel: CloudKernel) -> Result<()> {
         [("probe", 0), ("our Linux", 0), ("stock Debian kernel", 0), ("power button", 0), ("panic", 3)]
     {
         assert_eq!(step(name).status, Some(status), "{name}:\n{}\nhost:\n{}", step(name).output, transcript.console);
+    }
+    let merging = step("merging");
+    if kernel == CloudKernel::V6_12 {
+        assert_eq!(merging.status, Some(0), "{}\nhost:\n{}", merging.output, transcript.console);
+        let memory: Value = serde_json::from_str(step("merged").output.trim())?;
+        println!("{}\n{}", merging.output, memory["sharing"]);
+        assert!(counter(&memory, "sharing.merging.merged_pages") > 2000, "{memory}");
+        assert!(counter(&memory, "evictions.broken") > 0 && counter(&memory, "evictions.zero_freed") > 500, "{memory}");
+        assert!(!merging.output.contains(r#""phase":"bad""#), "{}", merging.output);
+    } else {
+        assert_eq!(merging.status, Some(1), "{}", merging.output);
+        let refusal = "cistern: --sharing ksm: this kernel cannot move merged pages (Linux 6.8): leave out ksm";
+        assert_eq!(merging.output.trim(), refusal);
     }
     let reports: Vec<Value> = step("probe")
         .output

@@ -15,6 +15,8 @@ const LOOK_PART: u32 = 200;
 #[derive(Debug, Default)]
 pub(super) struct OwnMemory {
     mappings_bytes: u64,
+    /// What guest memory costs less than it would unmerged, by the last look.
+    merging_saves_bytes: Option<u64>,
     /// When the mappings are looked at again.
     due: Option<Instant>,
 }
@@ -30,11 +32,18 @@ impl OwnMemory {
         if self.due.is_none_or(|due| now >= due) {
             let before = thread_cpu_time();
             let smaps = fs::read_to_string("/proc/self/smaps")?;
-            let all_bytes = mappings_bytes(&smaps, |address| pager.holds_guest_memory(address));
-            self.mappings_bytes = all_bytes.saturating_sub(stored_bytes);
+            let sizes = Sizes::of(&smaps, |address| pager.holds_guest_memory(address));
+            self.mappings_bytes = sizes.own_bytes.saturating_sub(stored_bytes);
+            self.merging_saves_bytes = Some(sizes.shared_bytes);
             self.due = Some(now + pause_after(thread_cpu_time().saturating_sub(before)));
         }
         Ok(self.mappings_bytes + page_tables_bytes(&fs::read_to_string("/proc/self/status")?))
+    }
+
+    /// What guest memory costs less than as many pages of its own, if the last call has looked at that. The kernel's word, and
+    /// dearer to have than what the host's counters say.
+    pub fn take_merging_saves_bytes(&mut self) -> Option<u64> {
+        self.merging_saves_bytes.take()
     }
 }
 
@@ -53,16 +62,33 @@ pub(super) fn resident_bytes() -> io::Result<u64> {
     pages.map(|pages| pages * crate::PAGE_SIZE).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-fn mappings_bytes(smaps: &str, is_guest_memory: impl Fn(u64) -> bool) -> u64 {
-    let (mut counts, mut bytes) = (true, 0);
-    for line in smaps.lines() {
-        if let Some(address) = start_of_mapping(line) {
-            counts = !is_guest_memory(address);
-        } else if let Some(field) = line.strip_prefix("Pss:").filter(|_| counts) {
-            bytes += kib(field) * 1024;
+/// What mappings hold, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sizes {
+    /// The proportional set size of those that are not the guest's.
+    own_bytes: u64,
+    /// By how much that of the guest's is below their resident set size.
+    shared_bytes: u64,
+}
+
+impl Sizes {
+    fn of(smaps: &str, is_guest_memory: impl Fn(u64) -> bool) -> Self {
+        let (mut sizes, mut is_guests, mut resident_bytes) = (Self::default(), false, 0);
+        for line in smaps.lines() {
+            if let Some(address) = start_of_mapping(line) {
+                is_guests = is_guest_memory(address);
+            } else if let Some(field) = line.strip_prefix("Rss:") {
+                resident_bytes = kib(field) * 1024;
+            } else if let Some(field) = line.strip_prefix("Pss:") {
+                let bytes = kib(field) * 1024;
+                match is_guests {
+                    true => sizes.shared_bytes += resident_bytes.saturating_sub(bytes),
+                    false => sizes.own_bytes += bytes,
+                }
+            }
         }
+        sizes
     }
-    bytes
 }
 
 fn page_tables_bytes(status: &str) -> u64 {
@@ -93,11 +119,12 @@ mod tests {
 
     #[test]
     fn guest_memory_is_left_out() {
-        let smaps = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nRss: 64 kB\nPss: 64 kB\nPss_Dirty: 64 kB\n\
+        let smaps = "7f0000000000-7f0008000000 rw-p 00000000 00:00 0 \nRss: 80 kB\nPss: 64 kB\nPss_Dirty: 64 kB\n\
                      555500000000-555500001000 r-xp 00000000 00:00 1 /bin/cistern\nRss: 4 kB\nPss: 2 kB\n\
                      ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\nPss: 1 kB\n";
-        assert_eq!(mappings_bytes(smaps, |address| address >> 40 == 0x7f), 3 << 10);
-        assert_eq!(mappings_bytes(smaps, |_| false), 67 << 10);
+        let sizes = |own_kib: u64, shared_kib: u64| Sizes { own_bytes: own_kib << 10, shared_bytes: shared_kib << 10 };
+        assert_eq!(Sizes::of(smaps, |address| address >> 40 == 0x7f), sizes(3, 16));
+        assert_eq!(Sizes::of(smaps, |_| false), sizes(67, 0));
         assert_eq!(page_tables_bytes("Name:\tx\nVmPTE:\t     116 kB\nVmSwap:\t0 kB\n"), 116 << 10);
         assert!(resident_bytes().is_ok_and(|bytes| bytes > 1 << 20));
     }

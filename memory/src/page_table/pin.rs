@@ -41,15 +41,15 @@ impl PageTable {
         })
     }
 
-    /// Somebody wants to read a page, if it is in guest RAM: true when it is, and stays until [`PageTable::unpin`]. Nothing
-    /// is brought in for it.
+    /// Somebody wants to look at a page, if it is in guest RAM and no device holds it: true when it is, and stays until
+    /// [`PageTable::unpin`]. Nothing is brought in for it, and no device finds a page pinned too often because of it.
     ///
     /// # Errors
     /// [`PageTableError::OutOfRange`].
     pub fn pin_resident(&self, gfn: u64) -> Result<bool, PageTableError> {
         self.update(gfn, |word| {
-            let can = word.state() == State::Resident && word.pins() < PINS_MAX;
-            Ok(if can { (word.with_pins(word.pins() + 1), true) } else { (word, false) })
+            let can = word.state() == State::Resident && word.pins() == 0;
+            Ok(if can { (word.with_pins(1), true) } else { (word, false) })
         })
     }
 

@@ -319,7 +319,7 @@ fn step(table: &PageTable, hand: &mut Hand, model: &mut Model, event: u8, number
         }
         18 => {
             let scanned = table.pin_resident(gfn).unwrap();
-            assert_eq!(scanned, model.flight.is_none() && model.place == Place::Resident);
+            assert_eq!(scanned, model.flight.is_none() && model.place == Place::Resident && model.pins == 0);
             model.pins += u32::from(scanned);
         }
         _ => {

@@ -83,7 +83,7 @@ impl Paged {
 
     /// Moves a run that is claimed, as far as the kernel does it; the rest stays in guest RAM.
     fn move_out(&self, mut run: Run<Evicting>, takes_merged: bool, bench: &mut Workbench) -> u64 {
-        let Kernel { frames, port, touched, .. } = self.kernel();
+        let Kernel { frames, port, touched, merged, .. } = self.kernel();
         let (mut moved, mut attempts, mut unmerged) = (0, 0, None);
         // Moved in one call: all, unless a border between two mappings is in the way.
         let mut together = run.pages();
@@ -96,6 +96,8 @@ impl Paged {
             for claim in run {
                 moved += 1;
                 touched.note_left(claim.gfn());
+                // It went, so it was not merged any more.
+                merged.remove(claim.gfn());
                 let after = self.table.finish_evict(claim, stamp).expect("the claim is of this table");
                 self.after_out(after, bench);
             }

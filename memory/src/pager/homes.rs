@@ -338,3 +338,39 @@ struct OldContent {
     /// The page that was stored first with this content; others may share it, or have taken it over.
     gfn: u64,
 }
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use cistern_probe::content::Kind;
+
+    use super::*;
+    use crate::store::{PAGE_BYTES, samples};
+
+    #[test]
+    fn pages_that_differ_are_stored_apart_whatever_their_hashes() {
+        let config = PagerConfig { compressed_limit_bytes: PAGE_BYTES * 3 / 4, ..PagerConfig::default() };
+        let homes = Homes { index: DuplicateIndex::colliding(), ..Homes::new(&config, None) };
+        let mut bench = Workbench::new(&config).unwrap();
+        let page_of = |number: u64| {
+            let mut page = samples::page(Kind::Text, 7);
+            // One bit of the last byte or so.
+            page[PAGE_BYTES - 1 - number as usize / 8] ^= 1 << (number % 8);
+            page
+        };
+        let mut stored = Vec::new();
+        for gfn in 0..20 {
+            let Placed::Home(home) = homes.place(&page_of(gfn), gfn, &mut bench) else { panic!("page {gfn}") };
+            assert!(matches!(home, Stored::Compressed(_)), "page {gfn}: {home:?}");
+            stored.push(home);
+        }
+        assert_eq!(homes.index.statistics().contents, 20);
+        let mut page = [0; PAGE_BYTES];
+        for (gfn, home) in (0..).zip(&stored) {
+            homes.fetch(*home, &mut bench.decompressor, &mut page).unwrap();
+            assert!(page == page_of(gfn), "page {gfn}");
+        }
+        stored.into_iter().for_each(|home| homes.release(home));
+        assert_eq!((homes.index.statistics().contents, homes.compressed.statistics().pages), (0, 0));
+    }
+}

@@ -8,10 +8,9 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
-use crate::page_table::State;
 use crate::ram::PAGE_SIZE;
 use crate::userfault::UserfaultSupport;
 
@@ -32,15 +31,24 @@ pub(super) struct Merged {
     pages: PageSet,
     // As of the last look, less a whole page for each that was written to since: whatever it was shared by.
     saved_bytes: AtomicU64,
+    /// The most of a merged page that is saved, in billionths. Alone: the next count takes it.
+    most_saved: AtomicU64,
 }
+
+const BILLION: f64 = 1e9;
 
 impl Merged {
     pub fn new(pages: u64) -> Self {
-        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0) }
+        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0), most_saved: AtomicU64::new(BILLION as u64) }
     }
 
     pub fn contains(&self, gfn: u64) -> bool {
         self.pages.contains(gfn)
+    }
+
+    /// How many of these pages they are.
+    pub fn count_in(&self, gfns: Range<u64>) -> u64 {
+        self.pages.count_in(gfns)
     }
 
     /// What they cost less than as many pages of their own.
@@ -110,6 +118,15 @@ impl Pager {
         }
     }
 
+    /// The kernel says that merging saves so much here: what is saved of each merged page is not more than follows from that,
+    /// however much the rest of the host has merged.
+    pub(crate) fn note_merging_saves(&self, bytes: u64) {
+        let Some(Kernel { merged, .. }) = self.paged.connected() else { return };
+        let merged_bytes = merged.pages.count() * PAGE_SIZE;
+        let part = if merged_bytes > 0 { (bytes as f64 / merged_bytes as f64).min(1.0) } else { 1.0 };
+        merged.most_saved.store((part * BILLION) as u64, Ordering::Relaxed);
+    }
+
     /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
     /// them.
     pub fn mergeable(&self) -> Option<Mergeable> {
@@ -135,11 +152,13 @@ impl Mergeable {
     pub fn take_back(&self, gfns: Range<u64>) -> io::Result<u64> {
         let mut next = gfns.start;
         while next < gfns.end {
-            let part = next..gfns.end.min(next + UNMERGE_PAGES);
-            let merged = self.look(part.clone())?.merged;
-            if merged > 0 && !self.has_room(merged) {
-                self.paged.reclaim.wake();
-                return Ok(next);
+            let mut part = next..gfns.end.min(next + UNMERGE_PAGES);
+            while !self.has_room(self.look(part.clone())?.merged) {
+                if part.end == next + 1 {
+                    self.paged.reclaim.wake();
+                    return Ok(next);
+                }
+                part.end = next + (part.end - next) / 2;
             }
             self.advise_kernel(&part, libc::MADV_UNMERGEABLE)?;
             let Kernel { frames, port, merged, .. } = self.paged.kernel();
@@ -149,9 +168,16 @@ impl Mergeable {
                     let _ = port.unprotect(frames.ram_address(gfn), PAGE_SIZE);
                 }
             }
+            // A write to one of them that waits for room needs none now.
+            self.paged.offer_room();
             next = part.end;
         }
         Ok(next)
+    }
+
+    /// Says that pages wait to be unmerged for want of room, or wait no more: a pool makes room for that as for growth.
+    pub fn set_waiting(&self, is_waiting: bool) {
+        self.paged.unmerging_waits.store(is_waiting, Ordering::Relaxed);
     }
 
     /// Finds out which pages of a range are merged, and protects those that are.
@@ -160,7 +186,12 @@ impl Mergeable {
     /// Those of reading the process's page map.
     pub fn look(&self, gfns: Range<u64>) -> io::Result<MergedPages> {
         let paged = &self.paged;
-        let Kernel { frames, port, merged, marks, .. } = paged.kernel();
+        // In an open VM nobody answers for a protection.
+        let _arming = paged.arming.read().unwrap_or_else(PoisonError::into_inner);
+        if !paged.table.is_armed() {
+            return Ok(MergedPages::default());
+        }
+        let Kernel { merged, marks, .. } = paged.kernel();
         let mut found = MergedPages::default();
         let mut fresh: Vec<Range<u64>> = Vec::new();
         self.each_mapped(&gfns, |gfn, page| {
@@ -172,34 +203,55 @@ impl Mergeable {
                 merged.remove(gfn);
             } else if page.is_protected && merged.contains(gfn) {
                 found.merged += 1;
-            } else if paged.table.page(gfn).is_ok_and(|page| page.state == State::Resident) {
+            } else {
                 match fresh.last_mut() {
                     Some(run) if run.end == gfn => run.end += 1,
                     _ => fresh.push(gfn..gfn + 1),
                 }
             }
         })?;
+        let mut outcome = Ok(());
         for run in fresh {
-            // A page of this run that was written to meanwhile, or has left and come back, is protected in vain: its next
-            // write faults once.
-            if port.protect(frames.ram_address(run.start), bytes(&run)).is_err() {
-                continue;
-            }
-            self.each_mapped(&run, |gfn, page| {
-                if page.is_shared && page.is_protected {
-                    merged.pages.insert(gfn);
-                    found.merged += 1;
-                    found.new += 1;
+            paged.hold_resident(run, |run| match self.protect_merged(run) {
+                Ok(pages) => {
+                    found.merged += pages;
+                    found.new += pages;
                 }
-            })?;
+                Err(cause) => outcome = Err(cause),
+            });
         }
-        Ok(found)
+        // A write that waits for room may need none now.
+        paged.offer_room();
+        outcome.map(|()| found)
+    }
+
+    /// Protects pages that nobody moves meanwhile, and knows those as merged that were so until then. Returns how many.
+    fn protect_merged(&self, gfns: &Range<u64>) -> io::Result<u64> {
+        let Kernel { frames, port, merged, .. } = self.paged.kernel();
+        // Known first: a write between protection and look waits for room, and is seen to have broken the page.
+        gfns.clone().for_each(|gfn| merged.pages.insert(gfn));
+        let mut kept: Vec<u64> = Vec::new();
+        let looked = match port.protect(frames.ram_address(gfns.start), bytes(gfns)) {
+            Ok(()) => self.each_mapped(gfns, |gfn, page| {
+                if page.is_shared && page.is_protected {
+                    kept.push(gfn);
+                }
+            }),
+            // Later, perhaps.
+            Err(_) => Ok(()),
+        };
+        // Others were written to before they were protected, in vain then, or were given back: they cost what they did.
+        for gfn in gfns.clone().filter(|gfn| kept.binary_search(gfn).is_err()) {
+            merged.pages.remove(gfn);
+        }
+        looked.map(|()| kept.len() as u64)
     }
 
     /// What merging saves, from the part of merged pages that are saved wherever they are: `pages_sharing / (pages_shared +
-    /// pages_sharing)` of the whole host. To be called after looking.
+    /// pages_sharing)` of the whole host. To be called after looking. Less is saved where the kernel says so of this process.
     pub fn set_saved_part(&self, saved_part: f64) {
         let merged = &self.paged.kernel().merged;
+        let saved_part = saved_part.min(merged.most_saved.load(Ordering::Relaxed) as f64 / BILLION);
         let bytes = (merged.pages.count() * PAGE_SIZE) as f64 * saved_part.clamp(0.0, 1.0);
         // A write between the count and the store counts as none until the next look.
         merged.saved_bytes.store(bytes as u64, Ordering::Relaxed);

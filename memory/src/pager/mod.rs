@@ -65,7 +65,7 @@ pub use statistics::{
 pub use usage::PagerUsage;
 
 use crate::mapping::{Mapping, MappingError};
-use crate::page_table::{PageTable, PageTableError, Place, State};
+use crate::page_table::{PageTable, PageTableError, State};
 use crate::ram::{GuestRam, Paging, RamError};
 use crate::store::codec::CodecError;
 use crate::store::swap::OpenError;
@@ -442,9 +442,7 @@ impl Paging for Pager {
         let runs = paged.table.begin_free_run(gfns.clone()).expect("the range is RAM");
         let mut given_pages = 0;
         for run in runs {
-            if matches!(run.kind().from, Place::Resident | Place::Aside) {
-                given_pages += run.pages();
-            }
+            given_pages += paged.freeable_pages(&run);
             paged.free_run(run);
         }
         // Pages in flight are released by their owners, who need nothing from here.

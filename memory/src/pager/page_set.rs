@@ -28,6 +28,11 @@ impl PageSet {
         self.word(gfn).is_some_and(|word| word.load(Ordering::Relaxed) & Self::bit(gfn) != 0)
     }
 
+    /// How many pages of a range are in the set.
+    pub fn count_in(&self, gfns: Range<u64>) -> u64 {
+        if self.count() == 0 { 0 } else { gfns.filter(|&gfn| self.contains(gfn)).count() as u64 }
+    }
+
     /// The page must be below the number of pages the set was made for.
     pub fn insert(&self, gfn: u64) {
         let (chunk, at) = Self::place(gfn);
@@ -90,7 +95,7 @@ mod tests {
             set.insert(gfn);
             set.insert(gfn);
         }
-        assert_eq!(set.count(), 4);
+        assert_eq!((set.count(), set.count_in(0..64), set.count_in(64..100_129)), (4, 2, 1));
         set.remove_all(60..65);
         set.remove(1);
         assert_eq!((0..100_130).filter(|&gfn| set.contains(gfn)).collect::<Vec<_>>(), [0, 100_129]);

@@ -75,6 +75,9 @@ pub(super) struct Paged {
     pub arming: RwLock<()>,
     // Guards nothing: a reclaimer that misses it looks again within a second.
     guest_waits: AtomicBool,
+    /// Merged pages are to be unmerged, and there is no room.
+    // Guards nothing, like the one above.
+    pub unmerging_waits: AtomicBool,
     // Guards nothing: threads look at it between two pages.
     stopping: AtomicBool,
     // A clock of its own: only its steps matter.
@@ -103,6 +106,7 @@ impl Paged {
             is_classified: AtomicBool::new(false),
             arming: RwLock::default(),
             guest_waits: AtomicBool::new(false),
+            unmerging_waits: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             arrivals: AtomicU64::new(0),
             on_failure,
@@ -340,6 +344,15 @@ impl Paged {
         self.finish_free(claim);
     }
 
+    /// Pages of the host that are free once a run is released. A merged one stays its sharers'.
+    pub fn freeable_pages(&self, run: &Run<Freeing>) -> u64 {
+        match run.kind().from {
+            Place::Resident => run.pages() - self.kernel().merged.count_in(run.gfns()),
+            Place::Aside => run.pages(),
+            Place::Unknown | Place::Untouched | Place::Stored(_) => 0,
+        }
+    }
+
     /// Releases pages that are given back.
     pub fn free_run(&self, run: Run<Freeing>) {
         self.release(&run.gfns(), run.kind().from);
@@ -350,7 +363,6 @@ impl Paged {
     fn release(&self, gfns: &Range<u64>, from: Place) {
         let Kernel { frames, marks, merged, .. } = self.kernel();
         marks.remove_all(gfns.clone());
-        merged.remove_all(gfns.clone());
         let dropped = match from {
             Place::Unknown | Place::Resident => frames.drop_ram(gfns).is_ok(),
             Place::Aside => frames.drop_side(gfns).is_ok(),
@@ -360,6 +372,8 @@ impl Paged {
             }
             Place::Untouched => true,
         };
+        // Not before: a look that finds a page merged keeps it so unless it is gone by then.
+        merged.remove_all(gfns.clone());
         if !dropped {
             self.counters.eviction_failed.add(gfns.end - gfns.start);
         }

@@ -27,6 +27,22 @@ impl Paged {
         Ok(())
     }
 
+    /// Shows those pages of a range, in runs, that are in guest RAM and that no device holds. They stay there meanwhile, unless
+    /// they are given back: nobody else moves, protects or unmerges them.
+    pub fn hold_resident(&self, gfns: Range<u64>, mut act: impl FnMut(&Range<u64>)) {
+        let mut held: Vec<Range<u64>> = Vec::new();
+        for gfn in gfns.filter(|&gfn| self.table.pin_resident(gfn).unwrap_or(false)) {
+            match held.last_mut() {
+                Some(run) if run.end == gfn => run.end += 1,
+                _ => held.push(gfn..gfn + 1),
+            }
+        }
+        for run in held {
+            act(&run);
+            self.unpin(run);
+        }
+    }
+
     pub fn unpin(&self, gfns: Range<u64>) {
         for gfn in gfns {
             let pins = self.table.unpin(gfn);

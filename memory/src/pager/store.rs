@@ -217,13 +217,20 @@ impl Paged {
         let Kernel { frames, port, method, marks, .. } = self.kernel();
         let mut marked = 0;
         self.put_in_place(gfns, bench, |gfns| {
-            gfns.clone().for_each(|gfn| marks.insert(gfn));
-            // Written pages are tried again. A write before this line is missed, and the page tried after the next one; a
-            // copier protects pages itself, so there marks are taken off by time alone.
-            if *method == EvictionMethod::Move && port.protect(frames.ram_address(gfns.start), bytes(gfns)).is_err() {
-                marks.remove_all(gfns.clone());
-            }
             marked += gfns.end - gfns.start;
+            // A copier protects pages itself, so there marks are taken off by time alone.
+            if *method == EvictionMethod::Copy {
+                gfns.clone().for_each(|gfn| marks.insert(gfn));
+                return;
+            }
+            // Written pages are tried again. A write before the protection is missed, and the page tried after the next one.
+            // One that has left already must not be protected: its evictor would wait for itself where it unmerges it.
+            self.hold_resident(gfns.clone(), |gfns| {
+                gfns.clone().for_each(|gfn| marks.insert(gfn));
+                if port.protect(frames.ram_address(gfns.start), bytes(gfns)).is_err() {
+                    marks.remove_all(gfns.clone());
+                }
+            });
         });
         self.counters.incompressible.add(marked);
         marked

@@ -1,5 +1,7 @@
 //! The few numbers that are looked at many times a second.
 
+use std::sync::atomic::Ordering;
+
 use crate::page_table::State;
 
 use super::counters::Source;
@@ -10,7 +12,7 @@ use super::paged::Paged;
 pub struct PagerUsage {
     /// Page faults are answered by the pager. If not, nothing is known of the pages.
     pub is_armed: bool,
-    /// Guest execution waits for room to grow.
+    /// Guest execution waits for room to grow, or merged pages for room to be unmerged.
     pub is_waiting: bool,
     /// No page can leave any more.
     pub is_exhausted: bool,
@@ -53,7 +55,7 @@ impl Paged {
         let in_flight_pages: u64 = State::ALL.into_iter().filter(|state| state.is_transient()).map(count).sum();
         PagerUsage {
             is_armed: self.table.is_armed(),
-            is_waiting: self.guest_waits(),
+            is_waiting: self.guest_waits() || self.unmerging_waits.load(Ordering::Relaxed),
             is_exhausted: self.credit.is_exhausted(),
             charge_bytes: self.charge_bytes(),
             touched_pages: resident_pages + count(State::Aside) + stored_pages + in_flight_pages,

@@ -4,6 +4,7 @@
 //! many there are copies, and advises regions by what that is worth. What is merged is looked at again and again: a region
 //! that does not stay so is given up.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -94,9 +95,14 @@ pub(super) struct Merger {
     place: PoolPlace,
     sketches: Sketches,
     salt: Option<Salt>,
+    /// The bits of fingerprints that count: all.
+    mask: u32,
     standings: Vec<Standing>,
     pending: Vec<Pending>,
     turned_pages: u64,
+    /// Regions that are advised but for pages that it was taken back on.
+    half_taken: BTreeSet<u32>,
+    is_ending: bool,
     exchanged: Option<Instant>,
     accounted: Option<Instant>,
     statistics: MergingStatistics,
@@ -111,9 +117,12 @@ impl Merger {
             sketches: Sketches::new(&place.folder, place.id),
             place: place.clone(),
             salt: None,
+            mask: u32::MAX,
             standings: vec![Standing::default(); layout.count() as usize],
             pending: Vec::new(),
             turned_pages: 0,
+            half_taken: BTreeSet::new(),
+            is_ending: false,
             exchanged: None,
             accounted: None,
             statistics: MergingStatistics::default(),
@@ -133,10 +142,10 @@ impl Merger {
         frees_zeroes: bool,
         now: Instant,
     ) -> Result<Visit, MergerError> {
-        let salt = match &self.salt {
-            Some(salt) => salt,
-            None => self.salt.insert(Salt::of_pool(&self.place.folder, self.place.id)?),
-        };
+        if self.salt.is_none() {
+            self.salt = Some(self.salt_of_pool()?);
+        }
+        let salt = self.salt.as_ref().expect("it was just made");
         let is_advised = self.advisor.is_advised(region.number);
         if is_advised {
             // Also finds what was written to: such a page is read below like any other.
@@ -184,7 +193,24 @@ impl Merger {
 
     /// Takes all advice back, as far as there is room for pages of their own. True when nothing is left.
     pub fn end(&mut self) -> Result<bool, MergerError> {
-        self.sketches.withdraw()?;
+        if !std::mem::replace(&mut self.is_ending, true) {
+            self.sketches.withdraw()?;
+        }
+        let is_over = self.take_all_back();
+        self.mergeable.set_waiting(matches!(is_over, Ok(false)));
+        self.note_merged();
+        self.statistics.waiting_pages = 0;
+        is_over
+    }
+
+    /// Goes on after all.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.is_ending) {
+            self.mergeable.set_waiting(false);
+        }
+    }
+
+    fn take_all_back(&mut self) -> Result<bool, MergerError> {
         for gfns in self.advisor.advised() {
             if !self.take_back(gfns)? {
                 return Ok(false);
@@ -193,9 +219,13 @@ impl Merger {
         Ok(true)
     }
 
+    fn salt_of_pool(&self) -> Result<Salt, FolderError> {
+        Ok(Salt::of_pool(&self.place.folder, self.place.id)?.with_mask(self.mask))
+    }
+
     /// Publishes what is stable and learns what has copies. Returns by region how many pages are newly known to have.
     fn exchange(&mut self, live: &[LiveMember]) -> Result<Vec<u32>, MergerError> {
-        let salt = Salt::of_pool(&self.place.folder, self.place.id)?;
+        let salt = self.salt_of_pool()?;
         let mut duplicate_pages = vec![0; self.standings.len()];
         if self.salt.as_ref() != Some(&salt) {
             // What was made with another says nothing to anybody.
@@ -251,6 +281,7 @@ impl Merger {
 
     fn advise(&mut self) -> Result<(), MergerError> {
         let advice = self.advisor.advice();
+        let half_taken = std::mem::take(&mut self.half_taken);
         for gfns in advice.unadvise {
             let regions = (gfns.end - gfns.start).div_ceil(REGION_PAGES);
             if self.take_back(gfns)? {
@@ -260,6 +291,12 @@ impl Merger {
         for gfns in advice.advise {
             self.mergeable.advise(gfns.clone()).map_err(MergerError::Advice)?;
             self.advisor.done(&gfns, true);
+        }
+        // It is to be merged after all: the whole of it.
+        for region in half_taken {
+            if self.advisor.is_advised(region) && !self.half_taken.contains(&region) {
+                self.mergeable.advise(self.layout.gfns(region)).map_err(MergerError::Advice)?;
+            }
         }
         self.statistics.advises_all = self.advisor.is_all();
         Ok(())
@@ -271,6 +308,7 @@ impl Merger {
         while start < gfns.end {
             let region = start..gfns.end.min(start + REGION_PAGES);
             if self.mergeable.take_back(region.clone()).map_err(MergerError::Advice)? < region.end {
+                self.half_taken.extend(self.layout.region_of(start));
                 return Ok(false);
             }
             self.advisor.done(&region, false);
@@ -298,11 +336,136 @@ impl Merger {
             advised_regions.map(|region| u64::from(self.standings[region as usize].present_pages)).sum();
         let statistics = &mut self.statistics;
         statistics.kernel = kernel;
-        statistics.merged_pages = self.mergeable.merged_pages();
-        statistics.saved_bytes = self.mergeable.saved_bytes();
-        statistics.broken_pages = self.mergeable.broken_pages();
         statistics.advised_pages = advised.iter().map(|gfns| gfns.end - gfns.start).sum();
-        statistics.waiting_pages = present_pages.saturating_sub(statistics.merged_pages);
+        statistics.waiting_pages = present_pages.saturating_sub(self.mergeable.merged_pages());
+        self.note_merged();
         Ok(())
+    }
+
+    fn note_merged(&mut self) {
+        self.statistics.merged_pages = self.mergeable.merged_pages();
+        self.statistics.saved_bytes = self.mergeable.saved_bytes();
+        self.statistics.broken_pages = self.mergeable.broken_pages();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::thread;
+
+    use cistern_probe::content::Kind;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::ledger::MemberId;
+    use crate::pager::{Pager, PagerConfig};
+    use crate::ram::{GuestRam, PAGE_SIZE};
+    use crate::store::{PAGE_BYTES, Page, samples};
+
+    const PAGES: u64 = 4 * REGION_PAGES;
+
+    fn page_of(gfn: u64) -> Page {
+        samples::page(Kind::Text, gfn as u32)
+    }
+
+    /// One region after the other, as often as it takes for what is said of them to be acted on.
+    fn visit_all(merger: &mut Merger, scan: &mut Scan, now: &mut Instant, beats: u32) {
+        for _ in 0..beats {
+            for number in 0..merger.layout.count() {
+                let region = Region { number, gfns: merger.layout.gfns(number) };
+                merger.visit(&region, scan, false, *now).unwrap();
+            }
+            *now += EXCHANGE_AT_REST;
+            merger.end_beat(&[], *now).unwrap();
+        }
+    }
+
+    #[test]
+    fn pages_that_differ_are_not_merged_whatever_their_fingerprints() {
+        let ksm = Path::new("/sys/kernel/mm/ksm");
+        let lock = File::open(ksm.join("run")).expect("a kernel with KSM");
+        lock.lock().unwrap();
+        let ram = GuestRam::new(&[0..PAGES * PAGE_SIZE]).unwrap();
+        let pager = Pager::new(Arc::clone(&ram), PagerConfig::default(), Box::new(|page| panic!("{page}"))).unwrap();
+        pager.arm().unwrap();
+        let Some(mergeable) = pager.mergeable() else { return };
+        (0..PAGES).for_each(|gfn| ram.memory().write_slice(&page_of(gfn), GuestAddress(gfn * PAGE_SIZE)).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let place = PoolPlace { folder: folder.path().to_owned(), id: MemberId { slot: 0, generation: 1 } };
+        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place);
+        merger.mask = 0;
+        let mut scan = pager.scan().unwrap();
+        let mut now = Instant::now();
+        visit_all(&mut merger, &mut scan, &mut now, 4);
+        let statistics = merger.statistics();
+        assert_eq!((statistics.duplicate_pages, statistics.advised_pages), (PAGES, PAGES), "{statistics:?}");
+        // ksmd comes by, twice: it compares what it does not merge.
+        let setting = |name: &str| fs::read_to_string(ksm.join(name)).unwrap().trim().to_owned();
+        let found = ["pages_to_scan", "run"].map(|name| (name, setting(name)));
+        for (name, value) in [("pages_to_scan", "10000"), ("run", "1")] {
+            fs::write(ksm.join(name), value).unwrap();
+        }
+        let scans = || setting("full_scans").parse::<u64>().unwrap();
+        let (first, deadline) = (scans(), Instant::now() + Duration::from_secs(60));
+        while scans() < first + 3 {
+            assert!(Instant::now() < deadline, "ksmd has stopped");
+            thread::sleep(Duration::from_millis(10));
+        }
+        for (name, value) in found {
+            fs::write(ksm.join(name), value).unwrap();
+        }
+        visit_all(&mut merger, &mut scan, &mut now, 1);
+        assert_eq!(merger.statistics().merged_pages, 0);
+        let mut page = [0; PAGE_BYTES];
+        for gfn in 0..PAGES {
+            ram.memory().read_slice(&mut page, GuestAddress(gfn * PAGE_SIZE)).unwrap();
+            assert!(page == page_of(gfn), "page {gfn}");
+        }
+        // What is advised in vain is taken back at the end.
+        assert!(merger.end().unwrap());
+        assert_eq!(merger.advisor.advised(), []);
+    }
+
+    #[test]
+    fn a_region_that_is_half_taken_back_is_advised_again_as_a_whole() {
+        let ram = GuestRam::new(&[0..PAGES * PAGE_SIZE]).unwrap();
+        let pager = Pager::new(Arc::clone(&ram), PagerConfig::default(), Box::new(|page| panic!("{page}"))).unwrap();
+        pager.arm().unwrap();
+        let Some(mergeable) = pager.mergeable() else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let place = PoolPlace { folder: folder.path().to_owned(), id: MemberId { slot: 0, generation: 1 } };
+        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place);
+        let start = ram.host_address(0).unwrap();
+        let is_advised = |gfn: u64| {
+            let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+            let (mut is_here, mut flags) = (false, None);
+            for line in smaps.lines() {
+                if let Some((from, to)) = line.split_whitespace().next().and_then(|word| word.split_once('-'))
+                    && let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16))
+                {
+                    is_here = (from..to).contains(&(start + gfn * PAGE_SIZE));
+                } else if is_here && line.starts_with("VmFlags:") {
+                    flags = Some(line.split_whitespace().any(|flag| flag == "mg"));
+                }
+            }
+            flags.unwrap()
+        };
+        // As it is where there was room for the first pages only, and another look says that all are worth it.
+        merger.mergeable.advise(0..PAGES).unwrap();
+        merger.advisor.done(&(0..PAGES), true);
+        merger.mergeable.take_back(0..100).unwrap();
+        merger.half_taken.insert(0);
+        for region in 0..4 {
+            let look = Look { present_pages: 512, saving_bytes: 1 << 20, broken_pages: 0, period: EXCHANGE };
+            merger.advisor.note(region, &look);
+        }
+        assert!(!is_advised(99) && is_advised(100));
+        merger.advise().unwrap();
+        assert!(is_advised(0) && is_advised(99) && is_advised(100));
+        assert!(merger.half_taken.is_empty());
     }
 }

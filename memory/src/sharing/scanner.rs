@@ -209,9 +209,13 @@ impl Body {
                     self.merger = None;
                     self.handle.update(|statistics| statistics.merging = None);
                 }
-                Ok(false) => {}
+                Ok(false) => {
+                    let merging = Some(merger.statistics());
+                    self.handle.update(|statistics| statistics.merging = merging);
+                }
                 Err(error) => self.note_failure(&error),
             },
+            (Some(merger), _) => merger.resume(),
             _ => {}
         }
     }

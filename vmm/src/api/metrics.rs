@@ -3,15 +3,17 @@
 use std::fmt;
 
 use cistern_memory::pager::SourceStatistics;
+use cistern_memory::sharing::Mechanisms;
+use cistern_memory::sharing::ksm::KsmHost;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::body::MemoryReport;
+use super::body::{MemoryReport, SharingReport};
 
 /// What the text is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -90,6 +92,8 @@ impl Collector for Snapshot {
                 ("incompressible", evictions.incompressible),
                 ("overtaken", evictions.overtaken),
                 ("freed", evictions.freed),
+                ("zero_freed", evictions.zero_freed),
+                ("broken", evictions.broken),
             ],
         )?;
         let failures = pager.failures;
@@ -109,7 +113,89 @@ impl Collector for Snapshot {
             ],
         )?;
         families.gauge("balloon_inflated_bytes", "Bytes in the guest's balloon", report.balloon_inflated_bytes)?;
-        families.counter("reported_bytes", "Bytes given back by free page reporting", report.reported_bytes)
+        families.counter("reported_bytes", "Bytes given back by free page reporting", report.reported_bytes)?;
+        match &report.sharing {
+            Some(sharing) => encode_sharing(sharing, &mut families),
+            None => Ok(()),
+        }
+    }
+}
+
+fn encode_sharing(report: &SharingReport, families: &mut Families) -> fmt::Result {
+    let scanner = &report.scanner;
+    let Mechanisms { zero, store, ksm } = scanner.mechanisms;
+    families.gauges(
+        "sharing_enabled",
+        "1 for each way of sharing that is switched on",
+        "mechanism",
+        &[("zero", zero.into()), ("store", store.into()), ("ksm", ksm.into())],
+    )?;
+    families.gauge("sharing_scanning", "1 while guest RAM is scanned", u64::from(scanner.is_scanning))?;
+    families.counter("sharing_cpu_nanoseconds", "CPU time of the scanner", scanner.cpu_ns)?;
+    families.counter("sharing_scanned_pages", "Pages the scanner has looked at", scanner.scanned_pages)?;
+    families.counter("sharing_zero_pages", "Zero pages it has given back", scanner.freed_pages)?;
+    families.counter("sharing_rounds", "Times it has been through guest RAM", scanner.rounds)?;
+    families.counter("sharing_failures", "Times the pool's folder or the kernel's advice failed", scanner.failures)?;
+    families.gauge("sharing_stored_once_pages", "Pages stored as a reference to another", report.stored_once_pages)?;
+    if let Some(merging) = &scanner.merging {
+        families.gauges(
+            "merging_pages",
+            "Pages by what is known of them for merging; a page may be several of these",
+            "kind",
+            &[
+                ("stable", merging.stable_pages),
+                ("duplicate", merging.duplicate_pages),
+                ("advised", merging.advised_pages),
+                ("waiting", merging.waiting_pages),
+                ("merged", merging.merged_pages),
+            ],
+        )?;
+        families.gauge("merging_saved_bytes", "What merged pages cost less than unmerged", merging.saved_bytes)?;
+        families.counter("merging_broken_pages", "Merged pages that were written to", merging.broken_pages)?;
+        families.counter("merging_given_up_regions", "Regions that did not stay merged", merging.given_up_regions)?;
+    }
+    if let Some(host) = &report.ksm.host {
+        encode_ksm(host, families)?;
+    }
+    let process = &report.ksm.process;
+    let known = |pages: &[(&'static str, Option<u64>)]| -> Vec<(&'static str, u64)> {
+        pages.iter().filter_map(|&(kind, pages)| Some((kind, pages?))).collect()
+    };
+    families.gauges(
+        "ksm_process_pages",
+        "The kernel's count of this process's merged pages, zero pages, and notes on pages",
+        "kind",
+        &known(&[("merging", process.merging_pages), ("zero", process.zero_pages), ("rmap_items", process.rmap_items)]),
+    )?;
+    match process.profit_bytes {
+        Some(bytes) => families.gauge("ksm_process_profit_bytes", "What KSM saves here, less its notes", bytes),
+        None => Ok(()),
+    }
+}
+
+/// The whole host's (kernel Documentation/admin-guide/mm/ksm.rst).
+fn encode_ksm(host: &KsmHost, families: &mut Families) -> fmt::Result {
+    families.gauge("ksm_run", "1 while ksmd runs, 2 when it has unmerged all", host.run)?;
+    families.gauge("ksm_pages_to_scan", "Pages that ksmd looks at before it sleeps", host.pages_to_scan)?;
+    families.gauge("ksm_sleep_milliseconds", "How long it sleeps", host.sleep_millisecs)?;
+    if let Some(across) = host.merge_across_nodes {
+        families.gauge("ksm_merge_across_nodes", "1 when pages of several nodes are merged", u64::from(across))?;
+    }
+    let mut pages = vec![
+        ("shared", host.pages_shared),
+        ("sharing", host.pages_sharing),
+        ("unshared", host.pages_unshared),
+        ("volatile", host.pages_volatile),
+    ];
+    pages.extend(host.ksm_zero_pages.map(|pages| ("zero", pages)));
+    families.gauges("ksm_pages", "Pages of the whole host, by what KSM has made of them", "kind", &pages)?;
+    if let Some(ratio) = host.sharing_ratio {
+        families.gauge("ksm_sharing_ratio", "Pages sharing for each shared one", ratio)?;
+    }
+    families.counter("ksm_full_scans", "Times ksmd has been through all that is advised", host.full_scans)?;
+    match host.general_profit_bytes {
+        Some(bytes) => families.gauge("ksm_general_profit_bytes", "What KSM saves, less its notes", bytes),
+        None => Ok(()),
     }
 }
 
@@ -152,7 +238,7 @@ impl Snapshot {
 struct Families<'a>(DescriptorEncoder<'a>);
 
 impl Families<'_> {
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
         let family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(value).encode(family)
     }

@@ -227,7 +227,8 @@ mod tests {
     use cistern_devices::power::Power;
     use cistern_devices::virtio::balloon;
     use cistern_memory::GuestRam;
-    use cistern_memory::pager::{Pager, PagerConfig};
+    use cistern_memory::pager::{EvictionMethod, Pager, PagerConfig};
+    use cistern_memory::sharing::{Scanner, SharingConfig};
     use serde_json::{Value, json};
 
     use super::*;
@@ -329,6 +330,58 @@ mod tests {
         let (status, content_type, text) = ask(&machine, "GET", "/metrics", "");
         assert_eq!((status, content_type.as_str()), (200, metrics::CONTENT_TYPE));
         assert!(text.contains("\ncistern_ram_pages 16384\n"), "{text}");
+    }
+
+    /// With a scanner, which has nothing to do.
+    fn sharing_machine(pool: bool, eviction: Option<EvictionMethod>) -> (Controlled, Scanner) {
+        let ram = GuestRam::new(&[0..64 * MIB]).expect("RAM");
+        let config = PagerConfig { eviction, ..PagerConfig::default() };
+        let pager = Pager::new(Arc::clone(&ram), config, Box::new(|page| panic!("{page}"))).expect("a pager");
+        let scanner =
+            Scanner::start(&pager, &ram, SharingConfig::default(), None, crate::thread_id::current).expect("a thread");
+        let (pool, sharing) = (pool.then(Arc::default), Some(scanner.handle()));
+        (Controlled { pager, pool, sharing, ..machine(false) }, scanner)
+    }
+
+    #[test]
+    fn sharing_is_switched_if_it_can_be() {
+        let (machine, _scanner) = sharing_machine(false, None);
+        assert_eq!(get(&machine, "/sharing")["mechanisms"], "zero,store");
+        assert_eq!(ask(&machine, "PATCH", "/sharing", r#"{"mechanisms": "off"}"#).0, 204);
+        assert_eq!(get(&machine, "/memory")["sharing"]["mechanisms"], "off");
+        let (_, _, text) = ask(&machine, "GET", "/metrics", "");
+        for line in [
+            "cistern_sharing_enabled{mechanism=\"zero\"} 0",
+            "cistern_evictions_total{kind=\"zero_freed\"} 0",
+            "cistern_ksm_pages{kind=\"shared\"} ",
+            "cistern_ksm_process_pages{kind=\"merging\"} ",
+            "cistern_ksm_run ",
+            "cistern_ksm_full_scans_total ",
+        ] {
+            assert!(text.lines().any(|said| said.starts_with(line)), "no '{line}' in {text}");
+        }
+        for (body, words) in [
+            (r#"{"mechanisms": "tps"}"#, "'tps': sharing is off, or some of zero,store,ksm"),
+            (r#"{"mechanisms": ""}"#, "'': sharing is off"),
+            (r#"{"mechanisms": null}"#, "null"),
+            (r#"{"mechanisms": ["zero"]}"#, "sequence"),
+            (r#"{"mechanism": "zero"}"#, "unknown field `mechanism`"),
+            ("{}", "missing field `mechanisms`"),
+            ("zero", "expected"),
+            (r#"{"mechanisms": "zero,ksm"}"#, "the VM is in no pool to merge with"),
+        ] {
+            refused(&machine, "PATCH", "/sharing", body, 400, words);
+        }
+        assert_eq!(get(&machine, "/sharing")["mechanisms"], "off", "nothing has changed");
+        let (machine, _scanner) = sharing_machine(true, Some(EvictionMethod::Copy));
+        refused(&machine, "PATCH", "/sharing", r#"{"mechanisms": "ksm"}"#, 400, "pages cannot be moved here");
+    }
+
+    #[test]
+    fn without_a_scanner_nothing_is_shared() {
+        for (method, body) in [("GET", ""), ("PATCH", r#"{"mechanisms": "zero"}"#)] {
+            refused(&machine(true), method, "/sharing", body, 400, "this VM shares nothing");
+        }
     }
 
     #[test]

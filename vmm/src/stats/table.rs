@@ -9,6 +9,7 @@ use cistern_memory::PAGE_SIZE;
 use serde_json::Value;
 
 use super::latency::{bars, time};
+use crate::sharing;
 
 /// States of pages, in the order of what they cost, as JSON and people call them.
 const STATES: [(&str, &str); 9] = [
@@ -34,7 +35,7 @@ const SOURCES: [(&str, &str); 6] = [
 ];
 
 /// What becomes of pages that leave.
-const EVICTIONS: [&str; 10] = [
+const EVICTIONS: [&str; 12] = [
     "aside",
     "unmerged",
     "zero",
@@ -45,6 +46,8 @@ const EVICTIONS: [&str; 10] = [
     "incompressible",
     "overtaken",
     "freed",
+    "zero_freed",
+    "broken",
 ];
 
 const FAILURES: [&str; 8] =
@@ -107,6 +110,11 @@ pub fn render(vm: &Value, memory: &Value) -> String {
         let (held, written, read) = (bytes("held_bytes"), bytes("written_bytes"), bytes("read_bytes"));
         let limit = limit_of(&swap["limit_bytes"]);
         table.row("swap", format!("{held}{limit}, {written} written, {read} read since boot{state}"));
+    }
+
+    if !memory["sharing"].is_null() {
+        table.section("sharing");
+        sharing::rows(&memory["sharing"]).into_iter().for_each(|(name, value)| table.row(name, value));
     }
 
     let refaults = &memory["refaults"];
@@ -192,7 +200,8 @@ mod tests {
             "swap": {"held_bytes": 2 << 20, "limit_bytes": u64::MAX, "written_bytes": 3 << 20, "unavailable": true},
             "refaults": {"compressed": {"pages": 7, "around_pages": 21, "latency": latency}, "joined": 3, "waited": 4,
                          "stall_ns": 1_500_000_000u64},
-            "evictions": {"aside": 11, "written_back": 12, "freed": 0},
+            "evictions": {"aside": 11, "written_back": 12, "freed": 0, "zero_freed": 14, "broken": 15},
+            "sharing": {"mechanisms": "zero,store", "is_scanning": true, "freed_pages": 256},
             "failures": {"busy": 13},
             "balloon_inflated_bytes": 8 << 20, "reported_bytes": 0,
         });
@@ -210,7 +219,9 @@ mod tests {
             "  compressed           7         21   85.0us    2.1ms  131us █ 131us",
             "  swapped              0          0        -        -",
             "  3 faults joined another, 4 waited for the limit, 1.5s stalled in all",
-            "evictions     11 aside, 12 written back",
+            "  sharing     zero,store, scanning",
+            "  zero        1M given back",
+            "evictions     11 aside, 12 written back, 14 zero freed, 15 broken",
             "failures      13 busy",
         ] {
             assert!(text.lines().any(|drawn| drawn == line), "no '{line}' in:\n{text}");
@@ -223,6 +234,7 @@ mod tests {
         for line in ["  limit       none, 0 used", "  guest       0, not paged", "  swap        none"] {
             assert!(text.lines().any(|drawn| drawn == line), "no '{line}' in:\n{text}");
         }
+        assert!(!text.contains("sharing"), "{text}");
         assert!(text.ends_with("evictions     none\n\nfailures      none\n"), "{text}");
     }
 }

@@ -67,6 +67,7 @@ fn memory(member: &MemberView) -> Group {
             ("charge", bytes(|report| report.charge_bytes)),
             ("resident", bytes(|report| report.resident_bytes)),
             ("shared", bytes(|report| report.shared_bytes)),
+            ("merged of it", bytes(|report| report.merged_bytes)),
             ("compressed", bytes(|report| report.compressed_bytes)),
             ("swapped", bytes(|report| report.swapped_bytes)),
             ("zero", bytes(|report| report.zero_bytes)),

@@ -44,6 +44,9 @@ impl Member {
         if is_time {
             if usage.is_armed {
                 self.own_bytes = self.own_memory.bytes(pager, usage.stored_bytes, now).map_err(ManagerError::Proc)?;
+                if let Some(bytes) = self.own_memory.take_merging_saves_bytes() {
+                    pager.note_merging_saves(bytes);
+                }
             }
             if let Some(balloon) = balloon {
                 balloon.request_statistics();

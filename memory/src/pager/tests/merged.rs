@@ -7,7 +7,7 @@ use super::*;
 use crate::sharing::ksm::turn::await_turn;
 
 /// KSM as this test needs it, and as it was found when it ends.
-struct Ksm {
+pub(super) struct Ksm {
     found: Vec<(&'static str, String)>,
     /// Whoever drives KSM holds this (`sharing::ksm`).
     _lock: File,
@@ -20,7 +20,7 @@ fn path(name: &str) -> String {
 }
 
 impl Ksm {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let lock = await_turn();
         let found =
             SETTINGS.map(|(name, _)| (name, fs::read_to_string(path(name)).expect("a kernel with KSM"))).to_vec();
@@ -87,6 +87,11 @@ fn merged_guest(config: PagerConfig, merged: Range<u64>) -> Option<(Guest, Merge
     let guest = Guest::new(&[0..8 * MIB], config);
     (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, if merged.contains(&gfn) { 0 } else { gfn })));
     guest.pager.arm().unwrap();
+    let (mergeable, ksm) = merge_and_look(&guest, merged);
+    Some((guest, mergeable, ksm))
+}
+
+fn merge_and_look(guest: &Guest, merged: Range<u64>) -> (Mergeable, Ksm) {
     let mergeable = guest.pager.mergeable().expect("pages can be moved");
     let ksm = Ksm::start();
     mergeable.advise(merged.clone()).unwrap();
@@ -100,7 +105,7 @@ fn merged_guest(config: PagerConfig, merged: Range<u64>) -> Option<(Guest, Merge
         assert_eq!((found.merged, new_pages), (mergeable.merged_pages(), mergeable.merged_pages()));
     }
     mergeable.set_saved_part(1.0);
-    Some((guest, mergeable, ksm))
+    (mergeable, ksm)
 }
 
 /// What its pages cost: there is a little bookkeeping beside.
@@ -165,7 +170,7 @@ fn unmerging_waits_for_room() {
     let Some((guest, mergeable, ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
     give_room(&guest, 100);
     let gone_to = mergeable.take_back(0..2048).unwrap();
-    assert_eq!((gone_to, mergeable.merged_pages()), (96, 2048 - 96));
+    assert_eq!((gone_to, mergeable.merged_pages()), (100, 2048 - 100));
     // What is not advised any more is not merged again; the rest is.
     give_room(&guest, 4096);
     assert_eq!(mergeable.take_back(gone_to..2048).unwrap(), 2048);
@@ -194,4 +199,126 @@ fn an_opened_vm_knows_of_no_merged_page() {
     assert_eq!(mergeable.merged_pages(), 0);
     guest.soon(|| (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, gfn))));
     (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, gfn), "page {gfn}"));
+}
+
+/// Whoever unmerges a page writes to it, and would wait for itself if the page were protected by then.
+#[test]
+fn a_page_that_is_being_unmerged_is_not_protected() {
+    if !methods().contains(&EvictionMethod::Move) {
+        return;
+    }
+    let guest = Arc::new(Guest::new(&[0..8 * MIB], PagerConfig::default()));
+    (0..2048).for_each(|gfn| guest.write(gfn, &page_of(1, 0)));
+    let plan = Arc::new(Plan::default());
+    guest.arm_through(&plan);
+    let mergeable = guest.pager.mergeable().unwrap();
+    let _ksm = Ksm::start();
+    mergeable.advise(0..2048).unwrap();
+    guest.soon(|| {
+        while merged_pages_of(&guest) < 2048 {
+            thread::sleep(Duration::from_millis(10));
+        }
+        // Where a look is about to protect the page, somebody evicts it, who goes on once it is protected.
+        let (protected, is_protected) = mpsc::channel::<()>();
+        let (unprotected, is_unprotected) = mpsc::channel::<()>();
+        plan.after_unprotect(move || {
+            unprotected.send(()).unwrap();
+            let _ = is_protected.recv();
+        });
+        let (of_evictor, evictor) = mpsc::channel();
+        let of_hook = Arc::clone(&guest);
+        plan.before_protect(move || {
+            let evictor = thread::spawn(move || of_hook.pager.evict(0..1).unwrap());
+            while !evictor.is_finished() && is_unprotected.recv_timeout(Duration::from_millis(5)).is_err() {}
+            of_evictor.send(evictor).unwrap();
+        });
+        let found = mergeable.look(0..1).unwrap();
+        drop(protected);
+        let moved = evictor.recv().unwrap().join().unwrap();
+        assert_eq!((found, moved), (MergedPages { merged: 1, new: 1 }, 0), "the page is looked at");
+        plan.after_unprotect(|| {});
+        assert_eq!(guest.evict(0..1), 1);
+        assert_eq!((mergeable.merged_pages(), guest.at_rest().evictions.unmerged), (0, 1));
+        assert!(guest.read(0) == page_of(1, 0));
+    });
+    guest.check_no_failure();
+}
+
+#[test]
+fn what_a_balloon_gives_is_what_leaves_the_host() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..1024) else { return };
+    guest.evict(1024..1124);
+    guest.evict(1200..1210);
+    guest.store(1200..1210);
+    let discard = |gfns: Range<u64>| {
+        let given_bytes = guest.ram.discard(gfns.start * PAGE_SIZE, (gfns.end - gfns.start) * PAGE_SIZE).unwrap();
+        given_bytes / PAGE_SIZE
+    };
+    assert_eq!(discard(0..600), 0, "others have them still");
+    assert_eq!(mergeable.merged_pages(), 424);
+    assert_eq!(discard(1000..1100), 76, "some are merged, some are aside");
+    assert_eq!(discard(1000..1300), 200 - 10, "some are stored, some were given before");
+    assert_eq!(guest.pager.statistics().pages.untouched, 900);
+    guest.check_no_failure();
+}
+
+#[test]
+fn a_merged_page_that_has_left_is_known_to_be_merged_no_more() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(with_swap(EvictionMethod::Move), 0..2048) else { return };
+    // Behind the pager's back: nobody is asked.
+    let address = guest.ram.host_address(0).unwrap();
+    // SAFETY: whole pages of guest RAM; the advice changes no content.
+    let result = unsafe { libc::madvise(address as *mut libc::c_void, 100 << 12, libc::MADV_UNMERGEABLE) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    assert_eq!((guest.evict(0..100), mergeable.merged_pages()), (100, 1948));
+    assert_eq!(guest.store(0..100), 100);
+    (0..100).for_each(|gfn| assert!(guest.read(gfn) == page_of(1, 0), "page {gfn}"));
+    assert_eq!(cost_pages(&guest), 100, "what came back costs a page");
+    guest.check_no_failure();
+}
+
+#[test]
+fn a_pool_makes_room_for_pages_that_are_unmerged() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    give_room(&guest, 5);
+    assert_eq!(mergeable.take_back(0..2048).unwrap(), 5, "as far as there is room");
+    assert!(!guest.pager.usage().is_waiting);
+    mergeable.set_waiting(true);
+    assert!(guest.pager.usage().is_waiting);
+    mergeable.set_waiting(false);
+    assert!(!guest.pager.usage().is_waiting);
+}
+
+/// A write that waits for room, to a page that is unmerged meanwhile for room of its own.
+#[test]
+fn a_write_that_waits_goes_on_when_its_page_is_unmerged() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    give_room(&guest, 0);
+    guest.soon(|| {
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| guest.write(700, &page_of(1, 700)));
+            guest.wait_until("it waits", |_| guest.pager.usage().is_waiting);
+            // The kernel breaks it up behind the pager's back: the next look finds that there is nothing to wait for.
+            let address = guest.ram.host_address(700).unwrap();
+            // SAFETY: a page of guest RAM; the advice changes no content.
+            unsafe { libc::madvise(address as *mut libc::c_void, 4096, libc::MADV_UNMERGEABLE) };
+            assert_eq!(mergeable.look(600..800).unwrap().merged, 199);
+            writer.join().unwrap();
+        });
+    });
+    guest.wait_until("nobody waits", |_| !guest.pager.usage().is_waiting);
+    assert!(guest.read(700) == page_of(1, 700));
+    guest.check_no_failure();
+}
+
+#[test]
+fn what_others_have_merged_saves_nothing_here() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    // Of the whole host 19 of 20 are saved; of these every second one.
+    guest.pager.note_merging_saves(1024 * PAGE_SIZE);
+    mergeable.set_saved_part(0.95);
+    assert_eq!(cost_pages(&guest), 1024);
+    guest.pager.note_merging_saves(4096 * PAGE_SIZE);
+    mergeable.set_saved_part(0.75);
+    assert_eq!(cost_pages(&guest), 512);
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,6 +83,25 @@ thread_local! {
     static RUNS: RefCell<[Run; Call::COUNT]> = const { RefCell::new([Run::Over; Call::COUNT]) };
 }
 
+/// What happens beside the next call of a kind, on the thread that makes it.
+#[derive(Default)]
+struct Aside(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Aside {
+    fn run(&self) {
+        let act = self.0.lock().unwrap().take();
+        if let Some(act) = act {
+            act();
+        }
+    }
+}
+
+impl fmt::Debug for Aside {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Aside")
+    }
+}
+
 /// Which calls fail. The test keeps it, the port asks it.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -90,9 +110,21 @@ pub struct Plan {
     calls: [AtomicU64; Call::COUNT],
     injected: [AtomicU64; Call::COUNT],
     weather: Mutex<Option<Generator>>,
+    before_protect: Aside,
+    after_unprotect: Aside,
 }
 
 impl Plan {
+    /// Has something happen before the next call that protects.
+    pub fn before_protect(&self, act: impl FnOnce() + Send + 'static) {
+        *self.before_protect.0.lock().unwrap() = Some(Box::new(act));
+    }
+
+    /// Has something happen after the next call that takes a protection off.
+    pub fn after_unprotect(&self, act: impl FnOnce() + Send + 'static) {
+        *self.after_unprotect.0.lock().unwrap() = Some(Box::new(act));
+    }
+
     /// The next calls of this kind.
     pub fn order(&self, call: Call, faults: impl IntoIterator<Item = PortFault>) {
         self.queues[call as usize].lock().unwrap().extend(faults);
@@ -216,6 +248,7 @@ impl FaultPort for FaultyPort {
 
     /// One that fails may have protected some pages.
     fn protect(&self, address: u64, bytes: u64) -> io::Result<()> {
+        self.plan.before_protect.run();
         match self.plan.next(Call::Protect, bytes / PAGE_SIZE) {
             PortFault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
             PortFault::Partial(pages, errno) => {
@@ -227,7 +260,9 @@ impl FaultPort for FaultyPort {
     }
 
     fn unprotect(&self, address: u64, bytes: u64) -> io::Result<()> {
-        self.whole(Call::Unprotect, || self.real.unprotect(address, bytes))
+        let outcome = self.whole(Call::Unprotect, || self.real.unprotect(address, bytes));
+        self.plan.after_unprotect.run();
+        outcome
     }
 
     fn wake(&self, address: u64, bytes: u64) -> io::Result<()> {

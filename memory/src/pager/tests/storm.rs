@@ -141,3 +141,52 @@ fn so_they_do_under_two_reclaimers_and_another_codec() {
         storm_under(config, 6 * MIB);
     }
 }
+
+/// The kernel's id of this thread.
+fn thread_id() -> i32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// Beside it the kernel merges pages, and somebody advises that, takes it back, looks, samples, and gives zero pages back.
+#[test]
+fn so_they_do_while_they_are_merged_and_unmerged() {
+    if !methods().contains(&EvictionMethod::Move) {
+        return;
+    }
+    let ksm = merged::Ksm::start();
+    let guest = Guest::new(&[0..PAGES * PAGE_SIZE], with_swap(EvictionMethod::Move));
+    guest.pager.set_limits(Limits::alone(Some(8 * MIB))).unwrap();
+    let mergeable = guest.pager.mergeable().unwrap();
+    mergeable.advise(0..PAGES).unwrap();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let scanner = scope.spawn(|| {
+            guest.pager.exempt_thread(thread_id());
+            let (mut random, mut scan) = (Generator::new(5), guest.pager.scan().unwrap());
+            while !stop.load(Ordering::Relaxed) {
+                let gfn = random.below(PAGES - 512);
+                let gfns = gfn..gfn + 1 + random.below(511);
+                match random.below(8) {
+                    0 => drop(mergeable.take_back(gfns).unwrap()),
+                    1 => mergeable.advise(gfns).unwrap(),
+                    2 => drop(scan.free_zeroes(gfns)),
+                    3 => drop(scan.show(gfns, true, |_, _| {})),
+                    4 => drop(guest.pager.begin_sample(50).unwrap()),
+                    5 => mergeable.set_saved_part(0.9),
+                    _ => drop(mergeable.look(0..PAGES).unwrap()),
+                }
+                mergeable.advise(0..PAGES).unwrap();
+            }
+        });
+        storm(&guest, touches(100_000), || {});
+        stop.store(true, Ordering::Relaxed);
+        scanner.join().unwrap();
+    });
+    drop(ksm);
+    let evictions = guest.pager.statistics().evictions;
+    println!("{evictions:?}");
+    assert!(evictions.broken > 0 && evictions.unmerged > 0 && evictions.zero_freed > 0, "{evictions:?}");
+    check_emptied(&guest);
+    assert_eq!((mergeable.merged_pages(), guest.pager.usage().touched_pages), (0, 0), "nothing is held of any page");
+}

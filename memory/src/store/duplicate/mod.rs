@@ -129,6 +129,8 @@ pub struct DuplicateStatistics {
 #[derive(Debug)]
 pub struct DuplicateIndex {
     seed: u64,
+    #[cfg(all(test, not(loom)))]
+    has_one_hash: bool,
     shards: Box<[Mutex<Shard>]>,
 }
 
@@ -143,11 +145,26 @@ impl DuplicateIndex {
     pub fn new() -> Self {
         // The standard library's randomness is all a seed needs.
         let seed = RandomState::new().hash_one(0);
-        Self { seed, shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        Self {
+            seed,
+            #[cfg(all(test, not(loom)))]
+            has_one_hash: false,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// An index in which all pages have the same hash.
+    #[cfg(all(test, not(loom)))]
+    pub fn colliding() -> Self {
+        Self { has_one_hash: true, ..Self::new() }
     }
 
     /// Hash of a page, for this index.
     pub fn hash(&self, page: &Page) -> PageHash {
+        #[cfg(all(test, not(loom)))]
+        if self.has_one_hash {
+            return PageHash(0);
+        }
         PageHash(XxHash3_128::oneshot_with_seed(self.seed, page))
     }
 

@@ -1,0 +1,172 @@
+//! Merged pages under everything at once, and sharing that ends where there is no room for it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_memory::sharing::ksm::KsmHost;
+use cistern_tests::control::ask;
+use cistern_tests::ksm::Ksm;
+use cistern_tests::paged::{MIB, counter};
+use cistern_tests::process::LIMIT;
+use cistern_tests::storm::{Probe, Storm};
+use serde_json::json;
+
+const SHARING: [&str; 5] = ["--sharing", "zero,store,ksm", "--scan-cpu", "20", "--ksm-tune"];
+
+/// Fills 48 MiB no faster than pages are merged: what would not fit is not there any more.
+fn fills(kinds: &str, seed: usize) -> String {
+    let steps: Vec<_> = (0..6).map(|_| format!("fill:8M,{kinds},seed={seed};idle:3")).collect();
+    steps.join(";")
+}
+
+#[track_caller]
+fn patch(member: &Probe, path: &str, body: &serde_json::Value) {
+    let answer = ask(&member.socket, "PATCH", path, &body.to_string());
+    assert_eq!(answer.status, 204, "{}: {path} {body}: {answer:?}", member.name);
+}
+
+#[track_caller]
+fn switch(storm: &Storm, mechanisms: &str) {
+    storm.members.iter().for_each(|member| patch(member, "/sharing", &json!({ "mechanisms": mechanisms })));
+}
+
+/// Pages of a process that the kernel has merged.
+fn merging_pages(member: &Probe) -> u64 {
+    let path = format!("/proc/{}/ksm_merging_pages", member.running.pid());
+    let text = std::fs::read_to_string(path).expect("a kernel with KSM");
+    text.trim().parse().expect("a number")
+}
+
+fn merged(storm: &Storm) -> u64 {
+    storm.members.iter().map(merging_pages).sum()
+}
+
+/// A counter of all members.
+#[track_caller]
+fn sum(storm: &Storm, path: &str) -> u64 {
+    storm.members.iter().map(|member| counter(&member.memory(), path)).sum()
+}
+
+/// What is known of members at an end, for people.
+fn show(storm: &Storm) {
+    for member in &storm.members {
+        let memory = member.memory();
+        println!("{}: {} {}", member.name, memory["evictions"], memory["sharing"]["merging"]);
+    }
+    println!("{:?}\n{}", KsmHost::read(), storm.summary());
+}
+
+/// Guests write to merged pages, free some and fill them again, while they are sampled, ballooned, and have to give more than
+/// they have besides merged pages.
+#[test]
+fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
+    let _ksm = Ksm::hold();
+    let mut storm = Storm::new(72);
+    let sampling = ["--sample-period", "300ms", "--sample-pages", "400", "--track"];
+    for seed in 0..4 {
+        let dup = "dup=70,zero=5,text=15,random=10";
+        let program = format!(
+            "{};repeat:100000,(walk:40M,secs=1,write=20,dist=zipf;free:4M;fill:4M,{dup},seed={seed};\
+             free:4M,silent;idle:0.5;fill:4M,{dup},seed={seed};verify)",
+            fills(dup, seed)
+        );
+        storm.start(64, &program, &[&SHARING[..], &sampling].concat());
+    }
+    let watch = storm.watch();
+    storm.wait_until("merged pages", |storm| merged(storm) > 20_000);
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut most_merged = 0;
+    for round in 0.. {
+        if Instant::now() > end {
+            break;
+        }
+        // One balloon after the other grows, and gives back.
+        let amount_mib = [Some(24), Some(4), None][round % 3];
+        let member = &storm.members[round / 3 % 4];
+        patch(member, "/balloon", &json!({ "amount_mib": amount_mib }));
+        most_merged = most_merged.max(merged(&storm));
+        thread::sleep(Duration::from_millis(700));
+    }
+    for member in &mut storm.members {
+        member.wait_for_verify();
+    }
+    show(&storm);
+    println!("at most {most_merged} pages were merged");
+    for path in [
+        "evictions.broken",
+        "evictions.unmerged",
+        "evictions.freed",
+        "evictions.zero_freed",
+        "refaults.aside.pages",
+        "pool.sample_periods",
+        "pool.balloon_given_bytes",
+        "reported_bytes",
+    ] {
+        assert!(sum(&storm, path) > 0, "{path}");
+    }
+    watch.finish().expect_within(storm.budget_bytes());
+    storm.stop();
+}
+
+/// A pool that cannot hold what its guests have without sharing.
+#[test]
+fn sharing_ends_as_there_is_room_for_it() {
+    let _ksm = Ksm::hold();
+    let mut storm = Storm::new(112);
+    for seed in 0..4 {
+        let program = format!("{};repeat:100000,(idle:2;verify)", fills("dup=80,text=20", seed));
+        storm.start(64, &program, &SHARING);
+    }
+    let watch = storm.watch();
+    storm.wait_until("merged pages", |storm| merged(storm) > 28_000);
+    let before = storm.taken_bytes();
+    switch(&storm, "off");
+    storm.wait_until("end of sharing", |storm| {
+        merged(storm) == 0 && storm.members.iter().all(|member| member.memory()["sharing"]["merging"].is_null())
+    });
+    println!("{} MiB were taken while pages were merged, {} now", before / MIB, storm.taken_bytes() / MIB);
+    for member in &mut storm.members {
+        member.wait_for_verify();
+    }
+    show(&storm);
+    let stored = sum(&storm, "evictions.compressed") + sum(&storm, "evictions.duplicate");
+    assert!(stored > 10_000, "what does not fit has left: {stored}");
+    watch.finish().expect_within(storm.budget_bytes());
+    storm.stop();
+}
+
+/// Where nobody gives pages there is never room: nothing waits for that but the unmerging.
+#[test]
+fn sharing_that_cannot_end_holds_nobody_up() {
+    let _ksm = Ksm::hold();
+    let mut storm = Storm::new(64);
+    for seed in 0..2 {
+        let program = format!("{};repeat:100000,(idle:1;verify)", fills("dup=85,text=15", seed));
+        storm.start(64, &program, &[&SHARING[..], &["--reclaim", "off", "--balloon", "off"]].concat());
+    }
+    let watch = storm.watch();
+    storm.wait_until("merged pages", |storm| merged(storm) > 18_000);
+    switch(&storm, "off");
+    storm.wait_until("want of room", |storm| {
+        storm.members.iter().any(|member| {
+            storm.view().members.iter().any(|view| view.identity.name == member.name && view.report.wants_growth)
+        })
+    });
+    let left = merged(&storm);
+    assert!(left > 1000, "{left} pages are left");
+    let asked = Instant::now();
+    for member in &mut storm.members {
+        assert!(!member.memory()["sharing"]["merging"].is_null(), "{}", member.name);
+        member.wait_for_verify();
+    }
+    assert!(asked.elapsed() < LIMIT);
+    // The user thinks better of it.
+    switch(&storm, "zero,store,ksm");
+    storm.wait_until("merged pages", |storm| merged(storm) > left);
+    storm.wait_until("contentment", |storm| storm.view().members.iter().all(|member| !member.report.wants_growth));
+    show(&storm);
+    watch.finish().expect_within(storm.budget_bytes());
+    // One that waits for room ends all the same.
+    switch(&storm, "off");
+    storm.stop();
+}
