@@ -11,6 +11,7 @@ mod layout;
 mod race;
 
 use cistern_tests::ksm::Ksm;
+use cistern_tests::process::binary;
 
 use layout::Spread;
 
@@ -28,6 +29,8 @@ fn main() {
     if spreads.is_empty() && !has_churn {
         return;
     }
+    // Built before others have to wait.
+    binary();
     let _ksm = Ksm::hold();
     spreads.into_iter().for_each(|spread| race::run(spread, is_quick));
     if has_churn {
