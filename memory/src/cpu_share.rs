@@ -10,6 +10,8 @@ const BURST: Duration = Duration::from_millis(10);
 /// A share of one CPU, of which what is not used is lost.
 #[derive(Debug)]
 pub(crate) struct CpuShare {
+    budget: f64,
+    /// What of that is used now.
     share: f64,
     looked: Instant,
     began: Duration,
@@ -22,18 +24,18 @@ impl CpuShare {
     /// For the calling thread.
     pub fn new(percent: u32) -> Self {
         let used = thread_cpu_time();
-        Self {
-            share: f64::from(percent) / 100.0,
-            looked: Instant::now(),
-            began: used,
-            used,
-            credit: BURST.as_secs_f64(),
-        }
+        let budget = f64::from(percent) / 100.0;
+        Self { budget, share: budget, looked: Instant::now(), began: used, used, credit: BURST.as_secs_f64() }
     }
 
     /// CPU time used as of the last call of [`CpuShare::pause`].
     pub fn used(&self) -> Duration {
         self.used.saturating_sub(self.began)
+    }
+
+    /// From now on only this part of the share is used, above 0 and at most 1.
+    pub fn use_part(&mut self, part: f64) {
+        self.share = self.budget * part;
     }
 
     /// How long to pause before going on, after what the thread has used since the last call.
@@ -66,5 +68,24 @@ mod tests {
         // Rest is no licence to burn.
         share.account(Duration::from_secs(1000), Duration::ZERO);
         assert!(share.account(milliseconds(50), milliseconds(50)).is_some());
+    }
+
+    #[test]
+    fn a_part_of_it_is_used() {
+        let mut share = CpuShare::new(50);
+        let (mut used, mut passed) = (Duration::ZERO, Duration::ZERO);
+        let step = Duration::from_micros(200);
+        share.use_part(0.1);
+        while passed < Duration::from_secs(100) {
+            (used, passed) = (used + step, passed + step);
+            if let Some(pause) = share.account(step, step) {
+                // Longer than it must be, as a thread may well sleep.
+                let pause = pause.max(Duration::from_millis(10));
+                passed += pause;
+                assert_eq!(share.account(pause, Duration::ZERO), None, "what was too much is paid");
+            }
+        }
+        let part = used.as_secs_f64() / passed.as_secs_f64();
+        assert!((part - 0.05).abs() < 0.001, "{part}");
     }
 }

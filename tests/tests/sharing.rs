@@ -157,3 +157,37 @@ fn merged_pages_that_are_written_to_stay_within_the_budget() {
     pool.stop();
     assert!(peak_bytes <= 128 * MIB * 102 / 100, "{} MiB", peak_bytes / MIB);
 }
+
+/// Guests that rewrite half of their duplicates all the time.
+#[test]
+fn what_churns_is_given_up_and_what_does_not_stays_merged() {
+    let _ksm = Ksm::hold();
+    // They begin when all was merged: a minute is much for what takes seconds.
+    let program = "fill:24M,dup=100;fill:24M,dup=100;idle:60;\
+                   repeat:100000,(walk:24M,secs=0.5,dist=sequential,write=100;idle:0.5)";
+    let mut pool = like_guests(3, "1G", program);
+    let half_pages = 3 * 24 * MIB / PAGE_SIZE;
+    wait_for(&mut pool, "merged pages", |shared| {
+        shared.iter().all(|shared| !shared["merging"].is_null())
+            && sum(shared, "merging.merged_pages") * 100 >= 2 * half_pages * 95
+    });
+    // The halves meet inside a region.
+    let most_pages = half_pages + 3 * 2 * 512;
+    let shared = wait_for(&mut pool, "given up half", |shared| {
+        sum(shared, "merging.given_up_regions") >= 3 * 10 && sum(shared, "merging.advised_pages") <= most_pages
+    });
+    println!("{}", shared[0]["merging"]);
+    // It lasts, and the other half does too.
+    for vm in &mut pool.vms {
+        vm.running.catch_up();
+        (0..5).for_each(|_| drop(vm.running.wait_for_phase("walk")));
+    }
+    let shared = wait_for(&mut pool, "merged half", |shared| {
+        sum(shared, "merging.advised_pages") <= most_pages
+            && sum(shared, "merging.merged_pages") * 100 >= half_pages * 95
+    });
+    let merged_pages: u64 = pool.vms.iter().map(|vm| merging_pages(vm.running.pid())).sum();
+    println!("{merged_pages} of {half_pages} are merged: {}", shared[0]["merging"]);
+    assert!(merged_pages * 100 >= half_pages * 95 && merged_pages <= most_pages);
+    pool.stop();
+}

@@ -85,7 +85,9 @@ impl Merged {
 /// What a look at advised pages has found. All in pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MergedPages {
-    /// Merged now.
+    /// In guest RAM.
+    pub present: u64,
+    /// Of those, merged now.
     pub merged: u64,
     /// Of those, not so at the last look.
     pub new: u64,
@@ -195,6 +197,7 @@ impl Mergeable {
         let mut found = MergedPages::default();
         let mut fresh: Vec<Range<u64>> = Vec::new();
         self.each_mapped(&gfns, |gfn, page| {
+            found.present += 1;
             if !page.is_protected && marks.contains(gfn) {
                 // Merged, and written to since then for all we know: it may be worth storing now.
                 marks.remove(gfn);

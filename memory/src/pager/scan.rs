@@ -18,10 +18,12 @@ pub enum Sight<'a> {
     Content(&'a Page),
     /// The kernel has merged it with others, and it was not written to since.
     Merged,
+    /// The content of such a page, because that was asked for.
+    MergedContent(&'a Page),
 }
 
-/// What is done with each.
-type See<'a> = &'a mut dyn FnMut(u64, Sight<'_>);
+/// What is done with each. True asks for the content of a merged page.
+type See<'a> = &'a mut dyn FnMut(u64, Sight<'_>) -> bool;
 
 /// What a look over some pages has found. All in pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,9 +61,9 @@ impl Scan {
         self.look_over(gfns, true, None)
     }
 
-    /// Shows every page of a range that is in guest RAM and not zero, and gives those back that are if `frees_zeroes`. Nothing
-    /// happens in an open VM.
-    pub fn show(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: impl FnMut(u64, Sight<'_>)) -> Found {
+    /// Shows every page of a range that is in guest RAM and not zero, and gives those back that are if `frees_zeroes`. Of a
+    /// merged page `see` says whether its content is wanted too. Nothing happens in an open VM.
+    pub fn show(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: impl FnMut(u64, Sight<'_>) -> bool) -> Found {
         self.look_over(gfns, frees_zeroes, Some(&mut see))
     }
 
@@ -79,8 +81,11 @@ impl Scan {
             }
             found.scanned_pages += 1;
             if paged.kernel().merged.contains(gfn) {
-                if let Some(see) = &mut see {
-                    see(gfn, Sight::Merged);
+                if let Some(see) = &mut see
+                    && see(gfn, Sight::Merged)
+                    && paged.read_resident(gfn, true, buffer)
+                {
+                    see(gfn, Sight::MergedContent(buffer));
                 }
             } else if paged.read_resident(gfn, see.is_some(), buffer) {
                 if !zero::is_zero(buffer) {

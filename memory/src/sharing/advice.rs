@@ -67,6 +67,15 @@ impl Advisor {
         *standing = standing.after(look);
     }
 
+    /// Takes note of what news of others' pages says of a region that was not looked at again.
+    ///
+    /// # Panics
+    /// If there is no such region.
+    pub fn note_news(&mut self, region: u32, look: &Look) {
+        let standing = &mut self.standings[region as usize];
+        *standing = standing.after_news(look);
+    }
+
     /// What is to be done about what was seen. It stays so until it is [`done`](Self::done).
     pub fn advice(&mut self) -> Advice {
         self.all = self.is_all_worth();
@@ -208,6 +217,22 @@ mod tests {
         (0..4).for_each(|_| advisor.note(4, &look(0, 0)));
         advisor.note(6, &look(50, 0));
         assert_eq!(settle(&mut advisor), (vec![4..5], vec![6..7]));
+    }
+
+    #[test]
+    fn what_was_seen_before_others_had_the_same_is_worth_it_when_they_have() {
+        let mut advisor = Advisor::new(layout(40), RANGES_MAX);
+        note_all(&mut advisor, |_| look(0, 0));
+        advisor.note_news(3, &look(100, 0));
+        assert_eq!(settle(&mut advisor), (vec![], vec![3..4]));
+        // It says nothing against a region, and no churning one comes back for it.
+        (0..9).for_each(|_| advisor.note_news(3, &look(0, 0)));
+        (0..2).for_each(|_| advisor.note(4, &look(0, 100)));
+        advisor.note_news(4, &look(100, 0));
+        assert_eq!(settle(&mut advisor), (vec![], vec![]));
+        (0..4).for_each(|_| advisor.note(3, &look(0, 0)));
+        advisor.note_news(3, &look(100, 0));
+        assert_eq!(settle(&mut advisor), (vec![3..4], vec![]));
     }
 
     #[test]

@@ -33,32 +33,33 @@ impl StablePages {
         sketches.publish(salt, self.pages.iter().map(|page| fingerprint(*page)))
     }
 
-    /// Counts the copies of each page in the whole pool, in memory for these pages alone.
+    /// Counts the copies of each page in the whole pool, in memory for these pages alone: 12 bytes each.
     ///
     /// # Errors
     /// The pool's folder cannot be read.
-    pub fn survey(&self, sketches: &Sketches, salt: &Salt, live: &[LiveMember]) -> Result<Survey, FolderError> {
+    pub fn survey(&self, sketches: &Sketches, salt: &Salt, live: &[LiveMember]) -> Result<Survey<'_>, FolderError> {
         let mut join = Join::new(&self.pages);
         let statistics = sketches.read_others(salt, live, |piece| join.take(piece))?;
         let mut copies = join.copies;
         share_out(&self.pages, &mut copies);
-        Ok(Survey { gfns: self.pages.iter().map(|page| *page as u32).collect(), copies, statistics })
+        Ok(Survey { pages: &self.pages, copies, statistics })
     }
 }
 
 /// What a member has learnt of the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Survey {
-    gfns: Vec<u32>,
+pub struct Survey<'a> {
+    /// As in [`StablePages`].
+    pages: &'a [u64],
     copies: Vec<u32>,
     /// What was read for it.
     pub statistics: SketchStatistics,
 }
 
-impl Survey {
+impl Survey<'_> {
     /// Each stable page's gfn and how many other pages there are with its content, in this guest and in others.
     pub fn copies(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.gfns.iter().copied().zip(self.copies.iter().copied())
+        self.pages.iter().map(|page| *page as u32).zip(self.copies.iter().copied())
     }
 }
 
@@ -139,7 +140,8 @@ mod tests {
         for (numbers, sketches) in members.iter().zip(&mut sketches) {
             pages(numbers).publish(sketches, &salt).unwrap();
         }
-        let survey = pages(&members[0]).survey(&sketches[0], &salt, &live).unwrap();
+        let own = pages(&members[0]);
+        let survey = own.survey(&sketches[0], &salt, &live).unwrap();
         let mut copies: Vec<_> = survey.copies().collect();
         copies.sort();
         assert!(copies.iter().map(|(gfn, _)| *gfn).eq(100..100 + members[0].len() as u32), "each page once");

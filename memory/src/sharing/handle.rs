@@ -72,6 +72,8 @@ struct State {
     is_asked: bool,
     is_wanted: bool,
     is_stopping: bool,
+    /// How often somebody wanted something else.
+    changes: u64,
     live: Vec<LiveMember>,
     statistics: SharingStatistics,
 }
@@ -92,8 +94,7 @@ impl SharingHandle {
 
     /// Switches the ways of sharing, because the user asks for it. What was merged is unmerged as there is room for it.
     pub fn set_mechanisms(&self, mechanisms: Mechanisms) {
-        self.with(|state| (state.mechanisms, state.is_asked) = (mechanisms, true));
-        self.changed.notify_all();
+        self.change(|state| (state.mechanisms, state.is_asked) = (mechanisms, true));
     }
 
     /// The ways that are switched on.
@@ -103,8 +104,8 @@ impl SharingHandle {
 
     /// The pool could become short: it pays to scan before it is.
     pub fn set_wanted(&self, is_wanted: bool) {
-        if self.with(|state| std::mem::replace(&mut state.is_wanted, is_wanted)) != is_wanted {
-            self.changed.notify_all();
+        if self.with(|state| state.is_wanted) != is_wanted {
+            self.change(|state| state.is_wanted = is_wanted);
         }
     }
 
@@ -136,24 +137,54 @@ impl SharingHandle {
     }
 
     pub(super) fn stop(&self) {
-        self.with(|state| state.is_stopping = true);
-        self.changed.notify_all();
+        self.change(|state| state.is_stopping = true);
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut SharingStatistics)) {
         self.with(|state| change(&mut state.statistics));
     }
 
-    /// Rests, unless somebody wants something else.
-    pub(super) fn rest(&self, length: Duration) {
+    /// How often somebody wanted something else, for [`Self::rest`]: to be asked before one looks what is wanted.
+    pub(super) fn changes(&self) -> u64 {
+        self.with(|state| state.changes)
+    }
+
+    /// Rests, until somebody wants something else than after so many changes.
+    pub(super) fn rest(&self, length: Duration, changes: u64) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.is_stopping && !length.is_zero() {
-            // Woken too early it looks round once more.
-            drop(self.changed.wait_timeout(state, length));
-        }
+        drop(self.changed.wait_timeout_while(state, length, |state| state.changes == changes));
+    }
+
+    fn change(&self, act: impl FnOnce(&mut State)) {
+        self.with(|state| {
+            act(state);
+            state.changes += 1;
+        });
+        self.changed.notify_all();
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changes_before_a_rest_ends_it() {
+        let handle = SharingHandle::new(Mechanisms::OFF, false);
+        let changes = handle.changes();
+        assert_eq!(handle.mechanisms(), Mechanisms::OFF);
+        // Somebody wants something else, and who was about to rest for a day has not noticed.
+        handle.set_mechanisms(Mechanisms::default());
+        handle.rest(Duration::from_secs(86_400), changes);
+        let changes = handle.changes();
+        handle.set_wanted(false);
+        handle.rest(Duration::from_millis(1), changes);
+        assert_eq!(handle.changes(), changes, "that is no change");
+        handle.stop();
+        handle.rest(Duration::from_secs(86_400), changes);
     }
 }

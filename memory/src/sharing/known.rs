@@ -4,7 +4,8 @@ use super::fingerprint::Fingerprint;
 use super::layout::{Layout, REGION_PAGES};
 use super::regions::Region;
 
-/// The page had the same content at the two last visits.
+/// The page had the same content at the two last visits, or was seen once: a content that others have too at its first
+/// look is hardly ever gone at the next, and a second look before anything is done would double what finding costs.
 const STABLE: u8 = 1;
 /// There are others in the pool with its content.
 const COPIED: u8 = 2;
@@ -24,6 +25,8 @@ pub(super) struct Counts {
     pub broken_pages: u32,
     /// Not seen before.
     pub new_pages: u32,
+    /// Of the volatile ones, those that were stable: it takes another look to know whether they are again.
+    pub changed_pages: u32,
     /// Stable now and not before, or the other way round: others should be told.
     pub turned_pages: u32,
 }
@@ -90,24 +93,40 @@ impl Visiting<'_> {
     pub fn see(&mut self, gfn: u64, fingerprint: Fingerprint) {
         let at = (gfn - self.first_gfn) as usize;
         let (known, flags) = (&mut self.fingerprints[at], &mut self.flags[at]);
-        let is_same = *known == Some(fingerprint);
+        let (is_new, is_same) = (known.is_none(), *known == Some(fingerprint));
+        let (is_stable, was_stable) = (is_new || is_same, *flags & STABLE != 0);
         let counts = &mut self.counts;
         counts.present_pages += 1;
-        counts.new_pages += u32::from(known.is_none());
-        counts.volatile_pages += u32::from(known.is_some() && !is_same);
+        counts.new_pages += u32::from(is_new);
+        counts.volatile_pages += u32::from(!is_stable);
+        counts.changed_pages += u32::from(!is_stable && was_stable);
         // One that was to be merged and was written to before it was is as good as broken.
         let was_to_be = self.is_advised && *flags & COPIED != 0 && !is_same;
         counts.broken_pages += u32::from(*flags & MERGED != 0 || was_to_be);
-        counts.turned_pages += u32::from(is_same != (*flags & STABLE != 0));
+        counts.turned_pages += u32::from(is_stable != was_stable);
         *known = Some(fingerprint);
-        *flags = if is_same { *flags & COPIED | STABLE | SEEN } else { SEEN };
+        *flags = match (is_same, is_stable) {
+            (true, _) => *flags & COPIED | STABLE | SEEN,
+            (false, true) => STABLE | SEEN,
+            (false, false) => SEEN,
+        };
     }
 
-    /// A page that the kernel has merged: its content is what it was.
-    pub fn see_merged(&mut self, gfn: u64) {
+    /// A page that the kernel has merged: its content is what it was. True if that is not known, as where the page was merged
+    /// before it was looked at.
+    pub fn see_merged(&mut self, gfn: u64) -> bool {
         let flags = &mut self.flags[(gfn - self.first_gfn) as usize];
         self.counts.present_pages += 1;
         *flags |= MERGED | SEEN;
+        *flags & STABLE == 0
+    }
+
+    /// The content of a page that was just seen to be merged.
+    pub fn learn_merged(&mut self, gfn: u64, fingerprint: Fingerprint) {
+        let at = (gfn - self.first_gfn) as usize;
+        self.counts.turned_pages += u32::from(self.flags[at] & STABLE == 0);
+        self.fingerprints[at] = Some(fingerprint);
+        self.flags[at] |= STABLE;
     }
 
     /// Forgets the pages that were not seen.
@@ -142,15 +161,17 @@ mod tests {
         let mut visit = |numbers: &[(u64, u32)], merged: &[u64]| {
             let mut visiting = pages.visit(&region, true);
             numbers.iter().for_each(|&(gfn, number)| visiting.see(gfn, print(number)));
-            merged.iter().for_each(|&gfn| visiting.see_merged(gfn));
+            merged.iter().for_each(|&gfn| assert!(!visiting.see_merged(gfn), "its content is known"));
             let counts = visiting.end();
             (counts, pages.stable().map(|(print, gfn)| (gfn, print.number())).collect::<Vec<_>>())
         };
         let (counts, stable) = visit(&[(1024, 7), (1025, 8), (1029, 9)], &[]);
-        assert_eq!(counts, Counts { present_pages: 3, new_pages: 3, ..Counts::default() });
-        assert_eq!(stable, []);
+        assert_eq!(counts, Counts { present_pages: 3, new_pages: 3, turned_pages: 3, ..Counts::default() });
+        assert_eq!(stable, [(1024, 7), (1025, 8), (1029, 9)], "until it is seen that they are not");
         let (counts, stable) = visit(&[(1024, 7), (1025, 5), (1029, 9)], &[]);
-        assert_eq!(counts, Counts { present_pages: 3, volatile_pages: 1, turned_pages: 2, ..Counts::default() });
+        let changed =
+            Counts { present_pages: 3, volatile_pages: 1, changed_pages: 1, turned_pages: 1, ..Counts::default() };
+        assert_eq!(counts, changed);
         assert_eq!(stable, [(1024, 7), (1029, 9)]);
         // One is merged, one has left.
         let (counts, stable) = visit(&[(1025, 5)], &[1024]);
@@ -160,6 +181,41 @@ mod tests {
         let (counts, stable) = visit(&[(1024, 7), (1025, 5)], &[]);
         assert_eq!(counts, Counts { present_pages: 2, broken_pages: 1, ..Counts::default() });
         assert_eq!(stable, [(1024, 7), (1025, 5)]);
+    }
+
+    #[test]
+    fn what_always_changes_is_volatile_and_not_news() {
+        let layout = Layout::new(&[0..512]);
+        let mut pages = KnownPages::new(layout.clone());
+        let region = Region { number: 0, gfns: layout.gfns(0) };
+        let changed: Vec<_> = (1..6)
+            .map(|number| {
+                let mut visiting = pages.visit(&region, false);
+                visiting.see(3, print(number));
+                let counts = visiting.end();
+                (counts.volatile_pages, counts.changed_pages)
+            })
+            .collect();
+        assert_eq!(changed, [(0, 0), (1, 1), (1, 0), (1, 0), (1, 0)]);
+    }
+
+    #[test]
+    fn what_was_merged_before_it_was_looked_at_is_learnt() {
+        let layout = Layout::new(&[0..512]);
+        let mut pages = KnownPages::new(layout.clone());
+        let region = Region { number: 0, gfns: layout.gfns(0) };
+        let mut visiting = pages.visit(&region, true);
+        assert!(visiting.see_merged(3));
+        visiting.learn_merged(3, print(7));
+        assert_eq!(visiting.end(), Counts { present_pages: 1, turned_pages: 1, ..Counts::default() });
+        assert_eq!(pages.stable().collect::<Vec<_>>(), [(print(7), 3)]);
+        let mut visiting = pages.visit(&region, true);
+        assert!(!visiting.see_merged(3));
+        assert_eq!(visiting.end(), Counts { present_pages: 1, ..Counts::default() });
+        // Written to, it is broken.
+        let mut visiting = pages.visit(&region, true);
+        visiting.see(3, print(8));
+        assert_eq!(visiting.end().broken_pages, 1);
     }
 
     #[test]

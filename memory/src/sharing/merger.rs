@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use crate::cpu_time::thread_cpu_time;
 use crate::pager::{Found, Mergeable, Scan, Sight};
 
-use super::advice::{Advisor, RANGES_MAX};
-use super::copies::StablePages;
-use super::fingerprint::Salt;
+use super::advice::{Advice, Advisor, RANGES_MAX};
+use super::chore::{Chore, Terms};
+use super::effort::Seen;
+use super::exchange::Exchange;
 use super::folder::FolderError;
 use super::handle::MergingStatistics;
 use super::known::{Counts, KnownPages};
@@ -21,18 +23,19 @@ use super::layout::{Layout, REGION_PAGES};
 use super::profit::{Look, saving_bytes};
 use super::regions::{Region, Yield};
 use super::scanner::PoolPlace;
-use super::sketch::{LiveMember, Sketches};
+use super::sketch::LiveMember;
 
-/// How often members exchange what they know at the most, and how often if nothing of one's own has changed: others' may
-/// have.
-const EXCHANGE: Duration = Duration::from_secs(1);
-const EXCHANGE_AT_REST: Duration = Duration::from_secs(4);
-
-/// How often is looked at what the kernel has merged.
-const ACCOUNT: Duration = Duration::from_millis(500);
+/// How often the kernel is asked what it has merged, and for which part of the CPU budget. A write to a page that it has
+/// merged since costs no more room than was reckoned with.
+const ACCOUNT: (Duration, f64) = (Duration::from_secs(1), 1.0 / 16.0);
 
 /// A difference of one in so many merged pages between the kernel's count and one's own is worth a look at all of them.
 const DIFFERENCE_PART: u64 = 64;
+
+/// So many writes to merged pages since one last asked are reason to look which region churns; where many are merged, one in
+/// so many of them.
+const BROKEN_PAGES: u64 = 16;
+const BROKEN_PART: u64 = 256;
 
 /// Why pages cannot be merged.
 #[derive(Debug, thiserror::Error)]
@@ -48,26 +51,6 @@ pub(super) enum MergerError {
     Look(std::io::Error),
 }
 
-/// What a visit has come to.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Visit {
-    /// Pages looked at, and given back.
-    pub found: Found,
-    /// Merged pages that were written to.
-    pub broken_pages: u64,
-    /// Pages that take another look.
-    pub unsettled_pages: u64,
-}
-
-/// What an exchange has brought.
-#[derive(Debug, Default)]
-pub(super) struct News {
-    /// Pages that were not known to have copies.
-    pub duplicate_pages: u64,
-    /// By region, what the visits since the last exchange have brought.
-    pub yields: Vec<(u32, Yield)>,
-}
-
 /// What is known of a region.
 #[derive(Debug, Clone, Copy, Default)]
 struct Standing {
@@ -76,7 +59,13 @@ struct Standing {
     visited: Option<Instant>,
 }
 
-/// The visits of one region since the last exchange.
+impl Standing {
+    fn look(&self) -> Look {
+        Look { present_pages: self.present_pages, saving_bytes: self.saving_bytes, ..Look::default() }
+    }
+}
+
+/// A visit that was not weighed yet.
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     region: u32,
@@ -92,39 +81,45 @@ pub(super) struct Merger {
     layout: Layout,
     pages: KnownPages,
     advisor: Advisor,
-    place: PoolPlace,
-    sketches: Sketches,
-    salt: Option<Salt>,
-    /// The bits of fingerprints that count: all.
-    mask: u32,
+    exchange: Exchange,
+    /// A part of a core.
+    cpu_budget: f64,
     standings: Vec<Standing>,
     pending: Vec<Pending>,
     turned_pages: u64,
     /// Regions that are advised but for pages that it was taken back on.
     half_taken: BTreeSet<u32>,
     is_ending: bool,
-    exchanged: Option<Instant>,
-    accounted: Option<Instant>,
+    /// Advice was given or taken back, and it is not known yet what is merged there.
+    has_new_advice: bool,
+    /// There was no room to take all advice back.
+    is_behind: bool,
+    accounting: Chore,
+    /// Pages that were there in advised regions at the last look at all of them.
+    present_pages: u64,
+    broken_pages: u64,
     statistics: MergingStatistics,
 }
 
 impl Merger {
-    pub fn new(mergeable: Mergeable, layout: Layout, place: &PoolPlace) -> Self {
+    /// With this part of a core as the budget of the whole scanner.
+    pub fn new(mergeable: Mergeable, layout: Layout, place: &PoolPlace, cpu_budget: f64) -> Self {
         Self {
+            broken_pages: mergeable.broken_pages(),
             mergeable,
             pages: KnownPages::new(layout.clone()),
             advisor: Advisor::new(layout.clone(), RANGES_MAX),
-            sketches: Sketches::new(&place.folder, place.id),
-            place: place.clone(),
-            salt: None,
-            mask: u32::MAX,
+            exchange: Exchange::new(place, cpu_budget),
+            cpu_budget,
             standings: vec![Standing::default(); layout.count() as usize],
             pending: Vec::new(),
             turned_pages: 0,
             half_taken: BTreeSet::new(),
             is_ending: false,
-            exchanged: None,
-            accounted: None,
+            has_new_advice: false,
+            is_behind: false,
+            accounting: Chore::default(),
+            present_pages: 0,
             statistics: MergingStatistics::default(),
             layout,
         }
@@ -141,16 +136,13 @@ impl Merger {
         scan: &mut Scan,
         frees_zeroes: bool,
         now: Instant,
-    ) -> Result<Visit, MergerError> {
-        if self.salt.is_none() {
-            self.salt = Some(self.salt_of_pool()?);
-        }
-        let salt = self.salt.as_ref().expect("it was just made");
+    ) -> Result<Seen, MergerError> {
         let is_advised = self.advisor.is_advised(region.number);
         if is_advised {
             // Also finds what was written to: such a page is read below like any other.
             self.mergeable.look(region.gfns.clone()).map_err(MergerError::Look)?;
         }
+        let salt = self.exchange.salt()?;
         let mut visiting = self.pages.visit(region, is_advised);
         let found = scan.show(region.gfns.clone(), frees_zeroes, |gfn, sight| match sight {
             Sight::Merged => visiting.see_merged(gfn),
@@ -158,6 +150,13 @@ impl Merger {
                 if let Some(fingerprint) = salt.fingerprint(page) {
                     visiting.see(gfn, fingerprint);
                 }
+                false
+            }
+            Sight::MergedContent(page) => {
+                if let Some(fingerprint) = salt.fingerprint(page) {
+                    visiting.learn_merged(gfn, fingerprint);
+                }
+                false
             }
         });
         let counts = visiting.end();
@@ -166,35 +165,58 @@ impl Merger {
         let period = standing.visited.replace(now).map_or(Duration::MAX, |visited| now.duration_since(visited));
         self.pending.push(Pending { region: region.number, found, counts, period });
         self.turned_pages += u64::from(counts.turned_pages);
-        Ok(Visit {
-            found,
+        // Where all is advised as it is, a page's content changes nothing: what churns shows when it is broken.
+        let new_pages = if self.advisor.is_all() { 0 } else { counts.new_pages };
+        Ok(Seen {
+            scanned_pages: found.scanned_pages,
+            found_pages: found.freed_pages,
             broken_pages: counts.broken_pages.into(),
-            unsettled_pages: u64::from(counts.new_pages + counts.volatile_pages),
+            unsettled_pages: u64::from(new_pages + counts.changed_pages),
         })
     }
 
-    /// A beat of visits is over: tells the others, and acts on what there is to know.
-    pub fn end_beat(&mut self, live: &[LiveMember], now: Instant) -> Result<News, MergerError> {
-        let is_due = |last: Option<Instant>, period| last.is_none_or(|last| now.duration_since(last) >= period);
-        if is_due(self.accounted, ACCOUNT) {
-            self.accounted = Some(now);
-            self.account()?;
+    /// Whether so much that was merged was written to since the last call that one should look where.
+    pub fn has_broken(&mut self) -> bool {
+        let broken_pages = self.mergeable.broken_pages();
+        let since = broken_pages.saturating_sub(self.broken_pages);
+        let has_broken = since > BROKEN_PAGES.max(self.mergeable.merged_pages() / BROKEN_PART);
+        if has_broken {
+            self.broken_pages = broken_pages;
         }
-        let period = if self.turned_pages > 0 { EXCHANGE } else { EXCHANGE_AT_REST };
-        if !is_due(self.exchanged, period) {
-            return Ok(News::default());
+        has_broken
+    }
+
+    /// Between visits, now and then: tells the others, and acts on what there is to know. Returns by region what visits have
+    /// brought, as far as that is known.
+    pub fn tend(&mut self, live: &[LiveMember], now: Instant) -> Result<Vec<(u32, Yield)>, MergerError> {
+        let (least, part) = ACCOUNT;
+        if self.accounting.may(now, Terms { least, cpu_part: part * self.cpu_budget }) {
+            let before = thread_cpu_time();
+            let accounted = self.account();
+            self.accounting.note(now, thread_cpu_time().saturating_sub(before));
+            accounted?;
         }
-        self.exchanged = Some(now);
-        let duplicate_pages = self.exchange(live)?;
-        let yields = self.note_visits(&duplicate_pages);
-        self.advise()?;
-        Ok(News { duplicate_pages: duplicate_pages.iter().map(|&pages| u64::from(pages)).sum(), yields })
+        let yields = match self.exchange.terms(self.turned_pages, self.advisor.is_all(), now)? {
+            Some(terms) if self.exchange.may(terms, now) => {
+                let duplicate_pages = self.exchange(live, now)?;
+                let yields = self.weigh(|_| true, &duplicate_pages);
+                self.weigh_news();
+                yields
+            }
+            // What has broken need not wait for news.
+            Some(_) => self.weigh(|visit| visit.counts.broken_pages > 0, &[]),
+            None => self.weigh(|_| true, &[]),
+        };
+        if !yields.is_empty() || self.is_behind {
+            self.advise()?;
+        }
+        Ok(yields)
     }
 
     /// Takes all advice back, as far as there is room for pages of their own. True when nothing is left.
     pub fn end(&mut self) -> Result<bool, MergerError> {
         if !std::mem::replace(&mut self.is_ending, true) {
-            self.sketches.withdraw()?;
+            self.exchange.withdraw()?;
         }
         let is_over = self.take_all_back();
         self.mergeable.set_waiting(matches!(is_over, Ok(false)));
@@ -219,73 +241,65 @@ impl Merger {
         Ok(true)
     }
 
-    fn salt_of_pool(&self) -> Result<Salt, FolderError> {
-        Ok(Salt::of_pool(&self.place.folder, self.place.id)?.with_mask(self.mask))
-    }
-
     /// Publishes what is stable and learns what has copies. Returns by region how many pages are newly known to have.
-    fn exchange(&mut self, live: &[LiveMember]) -> Result<Vec<u32>, MergerError> {
-        let salt = self.salt_of_pool()?;
+    fn exchange(&mut self, live: &[LiveMember], now: Instant) -> Result<Vec<u32>, MergerError> {
         let mut duplicate_pages = vec![0; self.standings.len()];
-        if self.salt.as_ref() != Some(&salt) {
-            // What was made with another says nothing to anybody.
-            self.pages = KnownPages::new(self.layout.clone());
-            self.salt = Some(salt);
-            return Ok(duplicate_pages);
-        }
-        let stable = StablePages::new(self.pages.stable());
-        stable.publish(&mut self.sketches, &salt)?;
-        let survey = stable.survey(&self.sketches, &salt, live)?;
-        self.standings.iter_mut().for_each(|standing| standing.saving_bytes = 0);
-        let mut copied_pages = 0;
-        for (gfn, copies) in survey.copies() {
-            let gfn = u64::from(gfn);
-            copied_pages += u64::from(copies > 0);
-            let is_news = self.pages.note_copies(gfn, copies > 0);
-            if let Some(region) = self.layout.region_of(gfn) {
-                self.standings[region as usize].saving_bytes += saving_bytes(copies);
+        let has_turned = self.turned_pages > 0;
+        let Self { exchange, pages, layout, standings, .. } = self;
+        standings.iter_mut().for_each(|standing| standing.saving_bytes = 0);
+        let exchanged = exchange.run(pages, has_turned, live, now, |pages, gfn, copies| {
+            let is_news = pages.note_copies(gfn, copies > 0);
+            if let Some(region) = layout.region_of(gfn) {
+                standings[region as usize].saving_bytes += saving_bytes(copies);
                 duplicate_pages[region as usize] += u32::from(is_news);
             }
-        }
+        })?;
         self.turned_pages = 0;
+        let Some(exchanged) = exchanged else {
+            self.pages = KnownPages::new(self.layout.clone());
+            return Ok(duplicate_pages);
+        };
         let statistics = &mut self.statistics;
-        (statistics.stable_pages, statistics.duplicate_pages) = (stable.count() as u64, copied_pages);
+        (statistics.stable_pages, statistics.duplicate_pages) = (exchanged.stable_pages, exchanged.copied_pages);
         statistics.exchanges += 1;
-        statistics.sketches = survey.statistics;
+        statistics.sketches = exchanged.sketches;
         Ok(duplicate_pages)
     }
 
-    /// Weighs the regions that were visited.
-    fn note_visits(&mut self, duplicate_pages: &[u32]) -> Vec<(u32, Yield)> {
-        let mut yields = Vec::with_capacity(self.pending.len());
-        for Pending { region, found, counts, period } in self.pending.drain(..) {
-            self.advisor.note(
-                region,
-                &Look {
-                    present_pages: counts.present_pages,
-                    saving_bytes: self.standings[region as usize].saving_bytes,
-                    broken_pages: counts.broken_pages,
-                    period,
-                },
-            );
+    /// Weighs those visits that are meant. Where nothing is known of a region's duplicates there are no new ones.
+    fn weigh(&mut self, are_meant: impl Fn(&Pending) -> bool, duplicate_pages: &[u32]) -> Vec<(u32, Yield)> {
+        let weigh = |Pending { region, found, counts, period }: Pending| {
+            let look = Look { broken_pages: counts.broken_pages, period, ..self.standings[region as usize].look() };
+            self.advisor.note(region, &look);
             let seen = Yield {
                 scanned_pages: found.scanned_pages as u32,
                 zero_pages: found.freed_pages as u32,
-                duplicate_pages: duplicate_pages[region as usize],
+                duplicate_pages: duplicate_pages.get(region as usize).copied().unwrap_or(0),
                 volatile_pages: counts.volatile_pages,
             };
-            yields.push((region, seen));
+            (region, seen)
+        };
+        self.pending.extract_if(.., |visit| are_meant(visit)).map(weigh).collect()
+    }
+
+    /// Weighs all others: somebody may have copies of their pages by now.
+    fn weigh_news(&mut self) {
+        for (region, standing) in (0..).zip(&self.standings) {
+            self.advisor.note_news(region, &standing.look());
         }
-        yields
     }
 
     fn advise(&mut self) -> Result<(), MergerError> {
         let advice = self.advisor.advice();
         let half_taken = std::mem::take(&mut self.half_taken);
+        self.is_behind = false;
+        self.has_new_advice |= advice != Advice::default();
         for gfns in advice.unadvise {
             let regions = (gfns.end - gfns.start).div_ceil(REGION_PAGES);
             if self.take_back(gfns)? {
                 self.statistics.given_up_regions += regions;
+            } else {
+                self.is_behind = true;
             }
         }
         for gfns in advice.advise {
@@ -323,21 +337,21 @@ impl Merger {
         let advised = self.advisor.advised();
         let known_pages = self.mergeable.merged_pages();
         let differs = |pages: u64| pages.abs_diff(known_pages) > pages.max(known_pages) / DIFFERENCE_PART;
-        if kernel.merging_pages.is_none_or(differs) {
+        if self.has_new_advice || kernel.merging_pages.is_none_or(differs) {
+            self.present_pages = 0;
             for gfns in &advised {
-                self.mergeable.look(gfns.clone()).map_err(MergerError::Look)?;
+                self.present_pages += self.mergeable.look(gfns.clone()).map_err(MergerError::Look)?.present;
             }
+            self.has_new_advice = false;
         }
         if let Ok(KsmHost { pages_shared, pages_sharing, .. }) = KsmHost::read() {
             self.mergeable.set_saved_part(pages_sharing as f64 / (pages_shared + pages_sharing).max(1) as f64);
         }
-        let advised_regions = (0..self.layout.count()).filter(|&region| self.advisor.is_advised(region));
-        let present_pages: u64 =
-            advised_regions.map(|region| u64::from(self.standings[region as usize].present_pages)).sum();
         let statistics = &mut self.statistics;
         statistics.kernel = kernel;
         statistics.advised_pages = advised.iter().map(|gfns| gfns.end - gfns.start).sum();
-        statistics.waiting_pages = present_pages.saturating_sub(self.mergeable.merged_pages());
+        let merging_pages = kernel.merging_pages.unwrap_or(self.mergeable.merged_pages());
+        statistics.waiting_pages = self.present_pages.saturating_sub(merging_pages);
         self.note_merged();
         Ok(())
     }
@@ -379,8 +393,9 @@ mod tests {
                 let region = Region { number, gfns: merger.layout.gfns(number) };
                 merger.visit(&region, scan, false, *now).unwrap();
             }
-            *now += EXCHANGE_AT_REST;
-            merger.end_beat(&[], *now).unwrap();
+            // Long enough for whatever it costs.
+            *now += Duration::from_secs(60);
+            merger.tend(&[], *now).unwrap();
         }
     }
 
@@ -396,8 +411,8 @@ mod tests {
         (0..PAGES).for_each(|gfn| ram.memory().write_slice(&page_of(gfn), GuestAddress(gfn * PAGE_SIZE)).unwrap());
         let folder = tempfile::tempdir().unwrap();
         let place = PoolPlace { folder: folder.path().to_owned(), id: MemberId { slot: 0, generation: 1 } };
-        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place);
-        merger.mask = 0;
+        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place, 1.0);
+        merger.exchange.set_mask(0);
         let mut scan = pager.scan().unwrap();
         let mut now = Instant::now();
         visit_all(&mut merger, &mut scan, &mut now, 4);
@@ -438,7 +453,7 @@ mod tests {
         let Some(mergeable) = pager.mergeable() else { return };
         let folder = tempfile::tempdir().unwrap();
         let place = PoolPlace { folder: folder.path().to_owned(), id: MemberId { slot: 0, generation: 1 } };
-        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place);
+        let mut merger = Merger::new(mergeable, Layout::new(&[0..PAGES]), &place, 1.0);
         let start = ram.host_address(0).unwrap();
         let is_advised = |gfn: u64| {
             let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
@@ -460,7 +475,8 @@ mod tests {
         merger.mergeable.take_back(0..100).unwrap();
         merger.half_taken.insert(0);
         for region in 0..4 {
-            let look = Look { present_pages: 512, saving_bytes: 1 << 20, broken_pages: 0, period: EXCHANGE };
+            let look =
+                Look { present_pages: 512, saving_bytes: 1 << 20, broken_pages: 0, period: Duration::from_secs(1) };
             merger.advisor.note(region, &look);
         }
         assert!(!is_advised(99) && is_advised(100));

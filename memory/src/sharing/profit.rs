@@ -95,6 +95,13 @@ impl Standing {
         if self.is_worth { seen.after_worth(look) } else { seen.after_not_worth(look) }
     }
 
+    /// Where news of others' pages leaves it, between two looks: one that was never given up need not wait for the next.
+    #[must_use]
+    pub fn after_news(self, look: &Look) -> Self {
+        let is_open = !self.is_worth && !self.churned && self.falls == 0;
+        if is_open && self.was_seen { self.after_not_worth(look) } else { self }
+    }
+
     fn after_worth(self, look: &Look) -> Self {
         if look.profit_bytes() >= 0 {
             let good = self.good + 1;

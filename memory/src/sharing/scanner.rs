@@ -1,6 +1,7 @@
 //! The thread that looks over guest RAM for what need not be there: zero pages, and pages that others have too.
 //!
-//! It has a share of a CPU, goes where it finds something (`regions`), and rests while it finds nothing (`rest`). What it
+//! It has a share of a CPU, goes where it finds something (`regions`), and uses next to none of it while it finds nothing
+//! (`effort`). What it
 //! finds zero goes back to the host at once; of the rest it tells the [`Merger`], where pages may be merged.
 
 use std::path::PathBuf;
@@ -13,12 +14,12 @@ use crate::ledger::MemberId;
 use crate::pager::{Found, Pager, Scan};
 use crate::ram::GuestRam;
 
+use super::effort::{Effort, Seen};
 use super::handle::SharingHandle;
 use super::layout::Layout;
 use super::mechanisms::Mechanisms;
 use super::merger::Merger;
 use super::regions::{ROUND_BEATS, Region, Regions, Yield};
-use super::rest::{Beat, Rest};
 
 /// How often one that has nothing to do looks whether it has.
 const IDLE: Duration = Duration::from_secs(1);
@@ -28,6 +29,13 @@ const UNWANTED: Duration = Duration::from_secs(3600);
 
 /// How often one that unmerges pages looks for room.
 const UNMERGING: Duration = Duration::from_millis(20);
+
+/// The least pause, as shorter ones cost more than they are worth, and the most between two looks whether something was
+/// written to that is merged.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How often what was seen is acted upon.
+const TEND: Duration = Duration::from_millis(250);
 
 /// Why memory cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +102,8 @@ impl Scanner {
             place,
             regions: Regions::new(layout.clone()),
             layout,
-            rest: Rest::default(),
+            effort: Effort::default(),
+            tended: None,
             merger: None,
         };
         let run = move || {
@@ -131,15 +140,17 @@ struct Body {
     place: Option<PoolPlace>,
     layout: Layout,
     regions: Regions,
-    rest: Rest,
+    effort: Effort,
+    /// When what was seen was acted upon last.
+    tended: Option<Instant>,
     merger: Option<Merger>,
 }
 
 impl Body {
     fn run(&mut self) {
         let mut share = CpuShare::new(self.cpu_percent);
-        let (mut beat, mut number) = (Beat::default(), 0);
         while !self.handle.is_stopping() {
+            let changes = self.handle.changes();
             let mechanisms = self.handle.mechanisms();
             self.pager.share_stored(mechanisms.store);
             self.settle_merging(mechanisms);
@@ -147,26 +158,26 @@ impl Body {
             let is_scanning = is_wanted && self.is_ready();
             self.handle.update(|statistics| statistics.is_scanning = is_scanning);
             if !is_scanning {
+                // Whenever it is, all may have changed.
+                self.effort.wake();
                 let is_unmerging = self.merger.is_some() && !mechanisms.ksm;
-                self.handle.rest(if is_unmerging {
-                    UNMERGING
-                } else if is_wanted {
-                    IDLE
-                } else {
-                    UNWANTED
-                });
+                let length = match is_wanted {
+                    _ if is_unmerging => UNMERGING,
+                    true => IDLE,
+                    false => UNWANTED,
+                };
+                self.handle.rest(length, changes);
                 continue;
             }
-            let Some(region) = self.regions.next() else { break };
-            if self.regions.beat() != number {
-                number = self.regions.beat();
-                self.end_beat(&mut beat);
-                self.account(&share);
-            }
-            self.visit(&region, mechanisms, &mut beat);
+            share.use_part(self.effort.part());
             if let Some(pause) = share.pause() {
-                self.handle.rest(pause);
+                self.handle.rest(pause.clamp(PAUSES.0, PAUSES.1), changes);
+            } else if let Some(region) = self.regions.next() {
+                self.visit(&region, mechanisms);
+            } else {
+                break;
             }
+            self.tend(mechanisms, &share);
         }
         self.account(&share);
     }
@@ -201,7 +212,9 @@ impl Body {
         match (&mut self.merger, &self.place) {
             (None, Some(place)) if mechanisms.ksm => {
                 if let Some(mergeable) = self.pager.mergeable() {
-                    self.merger = Some(Merger::new(mergeable, self.layout.clone(), place));
+                    let cpu_budget = f64::from(self.cpu_percent) / 100.0;
+                    self.merger = Some(Merger::new(mergeable, self.layout.clone(), place, cpu_budget));
+                    self.effort.wake();
                 }
             }
             (Some(merger), _) if !mechanisms.ksm => match merger.end() {
@@ -220,54 +233,48 @@ impl Body {
         }
     }
 
-    fn visit(&mut self, region: &Region, mechanisms: Mechanisms, beat: &mut Beat) {
+    fn visit(&mut self, region: &Region, mechanisms: Mechanisms) {
         let Some(scan) = &mut self.scan else { return };
-        let gfns = region.gfns.clone();
-        let merger = self.merger.as_mut().filter(|_| mechanisms.ksm);
-        let Found { scanned_pages, freed_pages } = match merger {
+        let seen = match self.merger.as_mut().filter(|_| mechanisms.ksm) {
             None => {
-                let found = scan.free_zeroes(gfns);
-                let seen = Yield {
-                    scanned_pages: found.scanned_pages as u32,
-                    zero_pages: found.freed_pages as u32,
-                    ..Yield::default()
-                };
+                let Found { scanned_pages, freed_pages } = scan.free_zeroes(region.gfns.clone());
+                let seen =
+                    Yield { scanned_pages: scanned_pages as u32, zero_pages: freed_pages as u32, ..Yield::default() };
                 self.regions.note(region.number, seen);
-                found
+                Seen { scanned_pages, found_pages: freed_pages, ..Seen::default() }
             }
             Some(merger) => match merger.visit(region, scan, mechanisms.zero, Instant::now()) {
-                Ok(visit) => {
-                    beat.broken_pages += visit.broken_pages;
-                    beat.unsettled_pages += visit.unsettled_pages;
-                    visit.found
-                }
+                Ok(seen) => seen,
                 Err(error) => {
                     self.note_failure(&error);
-                    return;
+                    Seen::default()
                 }
             },
         };
-        beat.scanned_pages += scanned_pages;
-        beat.found_pages += freed_pages;
+        self.effort.note(seen);
         self.handle.update(|statistics| {
-            statistics.scanned_pages += scanned_pages;
-            statistics.freed_pages += freed_pages;
+            statistics.scanned_pages += seen.scanned_pages;
+            statistics.freed_pages += seen.found_pages;
         });
     }
 
-    fn end_beat(&mut self, beat: &mut Beat) {
-        if let Some(merger) = &mut self.merger
-            && self.handle.mechanisms().ksm
-        {
-            match merger.end_beat(&self.handle.live(), Instant::now()) {
-                Ok(news) => {
-                    beat.found_pages += news.duplicate_pages;
-                    news.yields.into_iter().for_each(|(region, seen)| self.regions.note(region, seen));
-                }
+    /// Acts upon what was seen, if it is time to.
+    fn tend(&mut self, mechanisms: Mechanisms, share: &CpuShare) {
+        let now = Instant::now();
+        if self.tended.is_some_and(|tended| now.duration_since(tended) < TEND) {
+            return;
+        }
+        self.tended = Some(now);
+        if let Some(merger) = self.merger.as_mut().filter(|_| mechanisms.ksm) {
+            if merger.has_broken() {
+                self.effort.wake();
+            }
+            match merger.tend(&self.handle.live(), now) {
+                Ok(yields) => yields.into_iter().for_each(|(region, seen)| self.regions.note(region, seen)),
                 Err(error) => self.note_failure(&error),
             }
         }
-        self.handle.rest(self.rest.after(std::mem::take(beat)));
+        self.account(share);
     }
 
     fn account(&self, share: &CpuShare) {

@@ -202,7 +202,7 @@ impl Drop for Sketches {
 }
 
 /// The slot a file belongs to, and whether it is finished.
-fn parse_name(name: &str) -> Option<(u16, bool)> {
+pub(super) fn parse_name(name: &str) -> Option<(u16, bool)> {
     let rest = name.strip_prefix(FILE_NAME)?.strip_prefix('.')?;
     let (slot, is_finished) = match rest.strip_suffix(UNFINISHED).and_then(|rest| rest.strip_suffix('.')) {
         Some(slot) => (slot, false),

@@ -235,7 +235,7 @@ fn a_page_that_is_being_unmerged_is_not_protected() {
         let found = mergeable.look(0..1).unwrap();
         drop(protected);
         let moved = evictor.recv().unwrap().join().unwrap();
-        assert_eq!((found, moved), (MergedPages { merged: 1, new: 1 }, 0), "the page is looked at");
+        assert_eq!((found, moved), (MergedPages { merged: 1, new: 1, present: 1 }, 0), "the page is looked at");
         plan.after_unprotect(|| {});
         assert_eq!(guest.evict(0..1), 1);
         assert_eq!((mergeable.merged_pages(), guest.at_rest().evictions.unmerged), (0, 1));

@@ -171,7 +171,7 @@ fn so_they_do_while_they_are_merged_and_unmerged() {
                     0 => drop(mergeable.take_back(gfns).unwrap()),
                     1 => mergeable.advise(gfns).unwrap(),
                     2 => drop(scan.free_zeroes(gfns)),
-                    3 => drop(scan.show(gfns, true, |_, _| {})),
+                    3 => drop(scan.show(gfns, true, |_, _| false)),
                     4 => drop(guest.pager.begin_sample(50).unwrap()),
                     5 => mergeable.set_saved_part(0.9),
                     _ => drop(mergeable.look(0..PAGES).unwrap()),

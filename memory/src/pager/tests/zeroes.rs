@@ -34,6 +34,7 @@ fn what_is_not_zero_is_shown() {
     let found = guest.pager.scan().unwrap().show(0..64, false, |gfn, sight| {
         assert_eq!(sight, Sight::Content(&page_of(gfn, 0)));
         seen.push(gfn);
+        false
     });
     assert_eq!(found, Found { scanned_pages: 48, freed_pages: 0 });
     assert_eq!(seen, (16..64).filter(|gfn| gfn % 4 != 0).collect::<Vec<_>>());
