@@ -6,6 +6,7 @@ pub mod course;
 pub mod cycles;
 pub mod debian;
 pub mod estimates;
+pub mod guest_memory;
 pub mod guests;
 pub mod initramfs;
 pub mod ksm;

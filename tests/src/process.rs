@@ -155,7 +155,14 @@ impl Running {
 
     /// Takes note of what was said so far: what is waited for comes later.
     pub fn catch_up(&mut self) {
-        self.seen.extend(self.lines.try_iter());
+        self.new_lines();
+    }
+
+    /// The lines that were said since the last look, without waiting.
+    pub fn new_lines(&mut self) -> Vec<String> {
+        let lines: Vec<String> = self.lines.try_iter().collect();
+        self.seen.extend_from_slice(&lines);
+        lines
     }
 
     /// Waits for a line of output that satisfies `wanted`.

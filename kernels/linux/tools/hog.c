@@ -5,7 +5,6 @@
  * that page was written, rewrites pages in turn for SECONDS (at least one round), then compares all of it. Prints
  * "hog: sum OK" or the first bad word, and says so in its exit status.
  */
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -15,41 +14,10 @@
 
 #define WORDS_PER_PAGE 512
 
-/* splitmix64: a different, incompressible sequence for every page and round. */
-static uint64_t mix(uint64_t x)
-{
-	x += 0x9e3779b97f4a7c15;
-	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-	x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-	return x ^ (x >> 31);
-}
-
-static uint64_t word(uint64_t page, uint64_t round, unsigned i)
-{
-	return mix(mix(page) ^ (round << 40) ^ i);
-}
-
 static void fill(volatile uint64_t *memory, uint64_t page, uint64_t round)
 {
 	for (unsigned i = 0; i < WORDS_PER_PAGE; i++)
-		memory[page * WORDS_PER_PAGE + i] = word(page, round, i);
-}
-
-static size_t parse_size(const char *text)
-{
-	char *end;
-	unsigned long long n = strtoull(text, &end, 10);
-
-	switch (*end) {
-	case 'G':
-		n <<= 10; /* fall through */
-	case 'M':
-		n <<= 10; /* fall through */
-	case 'K':
-		n <<= 10;
-		end++;
-	}
-	return *end ? 0 : n;
+		memory[page * WORDS_PER_PAGE + i] = pattern_word(page, round, i);
 }
 
 int hog_main(int argc, char **argv)
@@ -79,7 +47,7 @@ int hog_main(int argc, char **argv)
 	for (uint64_t page = 0; page < pages; page++) {
 		for (unsigned i = 0; i < WORDS_PER_PAGE; i++) {
 			uint64_t found = memory[page * WORDS_PER_PAGE + i];
-			uint64_t expected = word(page, rounds, i);
+			uint64_t expected = pattern_word(page, rounds, i);
 
 			if (found != expected) {
 				printf("hog: sum BAD page %llu word %u: expected %016llx, found %016llx\n",

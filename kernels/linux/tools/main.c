@@ -13,8 +13,10 @@ int main(int argc, char **argv)
 		return init_main();
 	if (!strcmp(name, "hog"))
 		return hog_main(argc, argv);
+	if (!strcmp(name, "hold"))
+		return hold_main(argc, argv);
 	if (!strcmp(name, "vsock"))
 		return vsock_main(argc, argv);
-	fprintf(stderr, "%s: not one of init, hog, vsock\n", name);
+	fprintf(stderr, "%s: not one of init, hog, hold, vsock\n", name);
 	return 2;
 }

@@ -25,6 +25,8 @@ pub enum Setting {
     PagesToScan,
     /// How long it sleeps, in ms.
     SleepMillisecs,
+    /// Whether ksmd passes over pages for which it has found no equal, for up to eight passes (since Linux 6.7).
+    SmartScan,
     /// Whether pages of different NUMA nodes are merged; changes only while nothing is.
     MergeAcrossNodes,
     /// Whether ksmd runs: 0 or 1. The file's third value, 2, unmerges the pages of everybody: it is none of ours.
@@ -34,14 +36,21 @@ pub enum Setting {
 impl Setting {
     /// In the order in which they are changed; put back they are in the reverse. The advisor is first because the kernel
     /// refuses pages_to_scan while it is on, ksmd's start is last.
-    pub(super) const ALL: [Self; 5] =
-        [Self::AdvisorMode, Self::PagesToScan, Self::SleepMillisecs, Self::MergeAcrossNodes, Self::Run];
+    pub(super) const ALL: [Self; 6] = [
+        Self::AdvisorMode,
+        Self::PagesToScan,
+        Self::SleepMillisecs,
+        Self::SmartScan,
+        Self::MergeAcrossNodes,
+        Self::Run,
+    ];
 
     fn file_name(self) -> &'static str {
         match self {
             Self::AdvisorMode => "advisor_mode",
             Self::PagesToScan => "pages_to_scan",
             Self::SleepMillisecs => "sleep_millisecs",
+            Self::SmartScan => "smart_scan",
             Self::MergeAcrossNodes => "merge_across_nodes",
             Self::Run => "run",
         }
@@ -52,7 +61,7 @@ impl Setting {
         match self {
             Self::PagesToScan => (1..=u64::from(u32::MAX)).contains(&value),
             Self::SleepMillisecs => value <= u64::from(u32::MAX),
-            Self::AdvisorMode | Self::MergeAcrossNodes | Self::Run => value <= 1,
+            Self::AdvisorMode | Self::SmartScan | Self::MergeAcrossNodes | Self::Run => value <= 1,
         }
     }
 }

@@ -26,7 +26,7 @@ const FILE_NAME: &str = "ksm";
 const MAGIC: [u8; 8] = *b"CISTKSM\0";
 
 /// Rises whenever the record changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const RECORD_OFFSET: usize = 16;
 const FILE_BYTES: usize = RECORD_OFFSET + Changes::BYTES;
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn values_are_range_checked() {
         let (_pool, record) = written();
-        for (index, value) in [(4, 2), (0, 2), (3, 2), (1, 0), (1, 1 << 32), (2, 1 << 32)] {
+        for (index, value) in [(0, 2), (3, 2), (4, 2), (5, 2), (1, 0), (1, 1 << 32), (2, 1 << 32)] {
             for change in [
                 Change { found: value, written: 1, before: 1 },
                 Change { found: 1, written: value, before: 1 },

@@ -86,6 +86,11 @@ impl Wheel {
         if self.current(Setting::AdvisorMode)?.is_some_and(|mode| mode != 0) {
             self.set(Setting::AdvisorMode, 0)?;
         }
+        // Pages are advised where they have equals, some a little later than others: passed over by turns, two that are equal
+        // need not be seen in the same pass, which merging them takes.
+        if self.current(Setting::SmartScan)?.is_some_and(|is_on| is_on != 0) {
+            self.set(Setting::SmartScan, 0)?;
+        }
         self.set(Setting::PagesToScan, pace.pages_to_scan.into())?;
         self.set(Setting::SleepMillisecs, pace.sleep_millisecs.into())?;
         self.set(Setting::Run, 1)

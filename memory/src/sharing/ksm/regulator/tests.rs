@@ -288,6 +288,7 @@ proptest! {
         let writes = host.writes;
         let share = host.regulate(&mut regulator, 100);
         prop_assert!(!regulator.is_busy() && share <= 0.0015, "{share} {regulator:?}");
-        prop_assert!(host.writes <= writes + 3, "{} writes at rest", host.writes - writes);
+        // What a page costs is approached by halves.
+        prop_assert!(host.writes <= writes + 8, "{} writes at rest", host.writes - writes);
     }
 }

@@ -10,11 +10,12 @@ use super::*;
 use crate::sharing::ksm::turn::await_turn;
 
 /// A file is not cut off when it is written, as sysfs has no need of that: all values have the same number of digits.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("run", "0"),
     ("pages_to_scan", "1000"),
     ("sleep_millisecs", "200"),
     ("advisor_mode", "[none] scan-time"),
+    ("smart_scan", "1"),
     ("merge_across_nodes", "1"),
     ("pages_shared", "0"),
 ];
@@ -216,6 +217,20 @@ fn an_advisor_that_is_not_known_is_not_switched_off() {
     host.remove("advisor_mode");
     wheel.drive(PACE).unwrap();
     assert_eq!(host.running(), DRIVEN);
+}
+
+#[test]
+fn no_page_is_passed_over_while_it_drives() {
+    let host = Host::new();
+    let mut wheel = host.take().unwrap();
+    wheel.drive(PACE).unwrap();
+    assert_eq!((host.running(), host.value(Setting::SmartScan)), (DRIVEN, 0));
+    drop(wheel);
+    assert_eq!((host.running(), host.value(Setting::SmartScan)), (AS_FOUND, 1));
+    // Kernels before 6.7 pass over none.
+    host.remove("smart_scan");
+    host.take().unwrap().drive(PACE).unwrap();
+    assert_eq!(host.running(), AS_FOUND);
 }
 
 #[test]

@@ -1,0 +1,137 @@
+//! Guests of one pool with room for all, that share once they are told to, and what they cost by the kernel's account.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_tests::control::ask;
+use cistern_tests::guest_memory::GuestMemory;
+use cistern_tests::guests::Guest;
+use cistern_tests::paged::folder_on_disk;
+use cistern_tests::process::{Running, binary, probe};
+use cistern_tests::watch::Still;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A pool that is never short.
+const BUDGET: &str = "8G";
+
+/// A guest with one virtual CPU.
+pub struct Member {
+    pub running: Running,
+    socket: PathBuf,
+    /// What it had touched when it began to share.
+    touched_bytes: u64,
+}
+
+/// See the top of this file.
+pub struct Guests {
+    folder: TempDir,
+    /// In the order in which they came.
+    pub members: Vec<Member>,
+}
+
+impl Guests {
+    /// Nobody yet.
+    pub fn new() -> Self {
+        Self { folder: folder_on_disk(), members: Vec::new() }
+    }
+
+    /// A probe that runs this program.
+    pub fn start_probe(&mut self, program: &str, arguments: &[&str]) {
+        let cmdline = format!("probe=\"{program}\"");
+        self.start(probe(), &[&["--cmdline", &cmdline], arguments].concat());
+    }
+
+    /// The test's Linux, which runs this.
+    pub fn start_linux(&mut self, command: &str, arguments: &[&str]) {
+        let kernel = Guest::Vmlinux.build().expect("the kernel");
+        let initrd = Guest::Initramfs.build().expect("the initramfs");
+        let initrd = initrd.to_str().expect("test paths are plain");
+        let cmdline = format!("init.run=\"{command}\"");
+        self.start(&kernel, &[&["--initrd", initrd, "--cmdline", &cmdline], arguments].concat());
+    }
+
+    /// Nothing is shared until [`Guests::share`].
+    fn start(&mut self, kernel: &Path, arguments: &[&str]) {
+        let name = format!("vm{}", self.members.len());
+        let socket = self.folder.path().join(&name);
+        let mut command = Command::new(binary());
+        command.args(["run", "--name", &name, "--pool"]).arg(self.folder.path().join("pool"));
+        command.args(["--budget", BUDGET, "--sharing", "off", "--ksm-tune", "--api-sock"]).arg(&socket);
+        command.arg("--kernel").arg(kernel).args(arguments).stdin(Stdio::null());
+        let running = Running::spawn(command);
+        self.members.push(Member { running, socket, touched_bytes: 0 });
+    }
+
+    /// Those that do not share yet do from now on: zero pages, and equal ones by KSM.
+    pub fn share(&mut self) {
+        for member in self.members.iter_mut().filter(|member| member.touched_bytes == 0) {
+            member.touched_bytes = GuestMemory::of(member.running.pid()).expect("it runs").resident_bytes;
+            let answer = ask(&member.socket, "PATCH", "/sharing", &json!({"mechanisms": "zero,ksm"}).to_string());
+            assert_eq!(answer.status, 204, "{answer:?}");
+        }
+    }
+
+    /// What all of them have at one moment.
+    pub fn memory(&self) -> GuestMemory {
+        let _still = Still::all(self.pids());
+        self.pids().map(|pid| GuestMemory::of(pid).expect("it runs")).sum()
+    }
+
+    /// What they had touched when they began to share.
+    pub fn touched_bytes(&self) -> u64 {
+        self.members.iter().map(|member| member.touched_bytes).sum()
+    }
+
+    /// CPU time of their scanners.
+    pub fn scanners_cpu(&self) -> Duration {
+        let of = |member: &Member| member.sharing()["cpu_ns"].as_u64().expect("a number");
+        Duration::from_nanos(self.members.iter().map(of).sum())
+    }
+
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.members.iter().map(|member| member.running.pid())
+    }
+
+    /// Looks every second until nothing more is saved; what was saved by when, in parts of what was touched.
+    pub fn settle(&self) -> Vec<(Duration, f64)> {
+        let (start, touched_bytes) = (Instant::now(), self.touched_bytes() as f64);
+        let (mut course, mut best, mut improved) = (Vec::new(), f64::NEG_INFINITY, start);
+        while improved.elapsed() < QUIET && start.elapsed() < SETTLE_LIMIT {
+            let saved = 1.0 - self.memory().proportional_bytes as f64 / touched_bytes;
+            course.push((start.elapsed(), saved));
+            if saved > best + NOTICEABLE {
+                (best, improved) = (saved, Instant::now());
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+        course
+    }
+}
+
+/// So long nothing has been saved that is worth mentioning.
+const QUIET: Duration = Duration::from_secs(15);
+const NOTICEABLE: f64 = 0.003;
+
+/// However long it goes on.
+const SETTLE_LIMIT: Duration = Duration::from_secs(240);
+
+impl Member {
+    /// What it says of its sharing.
+    pub fn sharing(&self) -> Value {
+        ask(&self.socket, "GET", "/sharing", "").json()
+    }
+}
+
+/// CPU time the kernel's merging thread has had since the host started.
+pub fn ksmd_cpu() -> Duration {
+    let is_ksmd = |path: &Path| fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "ksmd\n");
+    let processes = fs::read_dir("/proc").expect("processes").flatten().map(|entry| entry.path());
+    let ksmd = processes.into_iter().find(|path| is_ksmd(path)).expect("a kernel with KSM");
+    let text = fs::read_to_string(ksmd.join("schedstat")).expect("a kernel that counts");
+    let ns = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    Duration::from_nanos(ns.expect("schedstat begins with a time in ns"))
+}
