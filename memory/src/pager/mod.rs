@@ -33,6 +33,7 @@ mod reads;
 mod recency;
 mod reclaimer;
 mod refault;
+mod returns;
 mod sampling;
 mod scan;
 mod signal;
