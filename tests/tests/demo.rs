@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, counter, folder_on_disk};
 use cistern_tests::process::{Finished, LIMIT, Running, binary};
 use cistern_tests::terminal::Session;
@@ -66,8 +67,24 @@ fn reports(finished: &Finished) -> (Vec<Value>, Value) {
     (reports, pool)
 }
 
+/// Whether the demo may have pages merged here.
+fn may_merge() -> bool {
+    fs::OpenOptions::new().write(true).open("/sys/kernel/mm/ksm/run").is_ok()
+}
+
+/// What KSM is set to, if nobody drives it now.
+fn undriven_ksm() -> Option<Vec<String>> {
+    let lock = fs::File::open("/sys/kernel/mm/ksm/run").ok()?;
+    lock.try_lock().ok()?;
+    let names = ["run", "pages_to_scan", "sleep_millisecs", "smart_scan"];
+    Some(
+        names.iter().map(|name| fs::read_to_string(format!("/sys/kernel/mm/ksm/{name}")).unwrap_or_default()).collect(),
+    )
+}
+
 #[test]
 fn eight_guests_verify_every_page_in_half_of_what_they_fill() {
+    let _ksm = Ksm::hold();
     let folder = folder_on_disk();
     let mut demo = start(&folder, &["--json"]);
     // Guests go on while they are counted here, and a page that moves may be counted twice; not in most looks.
@@ -108,11 +125,30 @@ fn eight_guests_verify_every_page_in_half_of_what_they_fill() {
     for state in ["untouched", "zero", "duplicate", "compressed", "compressed_held", "swapped", "resident"] {
         assert!(held(state) > MIB, "{state}: {pool}");
     }
+    assert_eq!(pool["merging"], may_merge(), "{pool}");
+    if may_merge() {
+        let (most, saved) = (counter(&pool, "most_merged_bytes"), counter(&pool, "merging_saved_most_bytes"));
+        assert!(most > MIB && saved > 0 && saved < most, "{pool}");
+    }
     // Guests were asked one after the other, while pages moved.
     let all: u64 = ["untouched", "zero", "duplicate", "compressed", "swapped", "resident"].into_iter().map(held).sum();
     let size = counter(&pool, "size_bytes");
     assert!(all.abs_diff(size) < size / 20, "{all} of {size}: {pool}");
     expect_nothing_left(&folder);
+}
+
+/// Waits until the pool's leader has changed how KSM runs, which it records before.
+#[track_caller]
+fn wait_for_driver(folder: &TempDir) {
+    let deadline = Instant::now() + LIMIT;
+    let has_record = || {
+        let places = fs::read_dir(folder.path()).expect("the folder").flatten();
+        places.into_iter().any(|place| place.path().join("pool/ksm").exists())
+    };
+    while !has_record() {
+        assert!(Instant::now() < deadline, "nobody drives KSM");
+        thread::sleep(INTERVAL);
+    }
 }
 
 #[test]
@@ -144,14 +180,23 @@ fn a_guest_that_dies_is_a_failure_and_the_others_go_on() {
 
 #[test]
 fn a_demo_that_is_stopped_takes_everything_along() {
+    let _ksm = Ksm::hold();
     let folder = folder_on_disk();
+    let found = undriven_ksm();
     let mut demo = start(&folder, &[]);
     demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
+    if may_merge() {
+        wait_for_driver(&folder);
+    }
     demo.signal(libc::SIGTERM);
     let finished = demo.finish(LIMIT).expect_status(1);
     assert!(finished.stderr.contains("stopped before its end"), "{finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
     expect_nothing_left(&folder);
+    // Unless somebody else drives it by now.
+    if let (Some(found), Some(left)) = (found, undriven_ksm()) {
+        assert_eq!(left, found);
+    }
 
     for keys in [b"q", b"\x03"] {
         let mut session = Session::start_with(&["demo"], &[("TMPDIR", folder.path())]);

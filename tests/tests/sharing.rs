@@ -50,7 +50,7 @@ fn what_a_guest_cleared_goes_back_to_the_host() {
         vm.wait_for_memory("zero pages", |memory| counter(memory, "evictions.zero_freed") >= wanted_pages * 99 / 100);
     println!("{}", memory["sharing"]);
     assert_eq!(counter(&memory, "evictions.compressed"), 0, "{memory}");
-    // A verify reads them, and they go again.
+    // A verify reads them, and they come back as zero.
     vm.wait_for_verifies(2);
     vm.stop();
 }

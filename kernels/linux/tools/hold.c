@@ -2,8 +2,8 @@
  * hold COMMON OWN SEED: memory that is held, and read again and again.
  *
  * Fills COMMON bytes (K, M or G may follow the numbers) with what every holder fills them with, and OWN bytes with what depends
- * on SEED. Prints "hold: ready", then reads all of it in rounds, and says every second how many there were; ends only when a
- * word is not what it was, and says which.
+ * on SEED. Prints "hold: ready", then reads all of it in rounds, two a second at the most, and says every second how many there
+ * were; ends only when a word is not what it was, and says which.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +20,7 @@ int hold_main(int argc, char **argv)
 	uint64_t common_pages = common / 4096, pages = common_pages + own / 4096, rounds = 0;
 	uint64_t seed = argc == 4 ? strtoull(argv[3], NULL, 10) + 1 : 0;
 	volatile uint64_t *memory;
+	const struct timespec pause = { .tv_nsec = 500000000 };
 	time_t said;
 
 	if (!common || !own) {
@@ -50,6 +51,7 @@ int hold_main(int argc, char **argv)
 			}
 		}
 		rounds++;
+		nanosleep(&pause, NULL);
 		if (time(NULL) > said) {
 			said = time(NULL);
 			printf("hold: %llu rounds OK\n", (unsigned long long)rounds);

@@ -34,6 +34,7 @@ mod reads;
 mod recency;
 mod reclaimer;
 mod refault;
+mod returns;
 mod sampling;
 mod scan;
 mod signal;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::page_table::State;
 use crate::store::{PAGE_BYTES, Page, zero};
@@ -9,6 +10,7 @@ use crate::store::{PAGE_BYTES, Page, zero};
 use super::evict::Choice;
 use super::homes::Workbench;
 use super::paged::{Kernel, Paged};
+use super::returns::Returns;
 use super::{Pager, PagerError};
 
 /// A page in guest RAM, as a scan sees it.
@@ -39,6 +41,9 @@ pub struct Scan {
     paged: Arc<Paged>,
     bench: Workbench,
     page: Box<Page>,
+    /// Zero pages that came back, where those are spared.
+    returns: Option<Returns>,
+    began: Instant,
 }
 
 impl Pager {
@@ -51,24 +56,34 @@ impl Pager {
             paged: Arc::clone(&self.paged),
             bench: Workbench::new(&self.paged.config)?,
             page: Box::new([0; PAGE_BYTES]),
+            returns: None,
+            began: Instant::now(),
         })
     }
 }
 
 impl Scan {
+    /// Does not give back those zero pages that the guest touched again soon after they had been, for a time: they are shown
+    /// like any other.
+    #[must_use]
+    pub fn sparing(self) -> Self {
+        Self { returns: Some(Returns::new(self.paged.table.pages())), ..self }
+    }
+
     /// Gives back the pages of a range that are zero. Nothing happens in an open VM.
     pub fn free_zeroes(&mut self, gfns: Range<u64>) -> Found {
         self.look_over(gfns, true, None)
     }
 
-    /// Shows every page of a range that is in guest RAM and not zero, and gives those back that are if `frees_zeroes`. Of a
-    /// merged page `see` says whether its content is wanted too. Nothing happens in an open VM.
+    /// Shows every page of a range that is in guest RAM and not zero, and gives those back that are if `frees_zeroes`, or shows
+    /// them where they are spared. Of a merged page `see` says whether its content is wanted too. Nothing happens in an open VM.
     pub fn show(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: impl FnMut(u64, Sight<'_>) -> bool) -> Found {
         self.look_over(gfns, frees_zeroes, Some(&mut see))
     }
 
     fn look_over(&mut self, gfns: Range<u64>, frees_zeroes: bool, mut see: Option<See<'_>>) -> Found {
-        let Self { paged, bench, page: buffer } = self;
+        let Self { paged, bench, page: buffer, returns, began } = self;
+        let seconds = began.elapsed().as_secs();
         let mut found = Found::default();
         if !paged.table.is_armed() {
             return found;
@@ -88,7 +103,9 @@ impl Scan {
                     see(gfn, Sight::MergedContent(buffer));
                 }
             } else if paged.read_resident(gfn, see.is_some(), buffer) {
-                if !zero::is_zero(buffer) {
+                let is_zero = zero::is_zero(buffer);
+                let mut is_spared = || returns.as_mut().is_some_and(|returns| !returns.gives_back(gfn, seconds));
+                if !is_zero || (frees_zeroes && is_spared()) {
                     if let Some(see) = &mut see {
                         see(gfn, Sight::Content(buffer));
                     }

@@ -202,7 +202,7 @@ impl Body {
             }
         }
         if self.scan.is_none() {
-            self.scan = self.pager.scan().inspect_err(|error| self.note_failure(error)).ok();
+            self.scan = self.pager.scan().map(Scan::sparing).inspect_err(|error| self.note_failure(error)).ok();
         }
         self.scan.is_some()
     }

@@ -59,6 +59,7 @@ fn measure<W: Fn(&mut Guests, usize)>(counts: &[usize], start: impl Fn(&mut Gues
         waits.iter().zip(first..).for_each(|(wait, number)| wait(&mut guests, number));
         std::thread::sleep(REPORTING);
         let (scanners, ksmd) = (guests.scanners_cpu(), ksmd_cpu());
+        guests.give_way();
         guests.share();
         let course = guests.settle();
         row(&guests, &course, guests.scanners_cpu() - scanners, ksmd_cpu().saturating_sub(ksmd));

@@ -65,6 +65,7 @@ fn start() -> Pool {
     for member in &mut guests.members {
         member.running.wait_for_phase("walk");
     }
+    guests.give_way();
     Pool { guests }
 }
 

@@ -23,6 +23,10 @@ pub struct Held {
     pub swapped_bytes: u64,
     /// Pages in host memory as they are.
     pub resident_bytes: u64,
+    /// Of these, pages that are merged with equal ones.
+    pub merged_bytes: u64,
+    /// What these take less than as many pages of their own.
+    pub merging_saves_bytes: u64,
 }
 
 /// What each mechanism gave since the start, in bytes of guest memory: a page that left several times counts each time.
@@ -60,6 +64,8 @@ impl Held {
             compressed_held_bytes: number(&memory["compressed"]["held_bytes"]),
             swapped_bytes: pages("swapped"),
             resident_bytes: ["resident", "aside", "in_flight", "unknown"].into_iter().map(pages).sum(),
+            merged_bytes: number(&memory["sharing"]["merging"]["merged_pages"]) * PAGE_SIZE,
+            merging_saves_bytes: number(&memory["sharing"]["merging"]["saved_bytes"]),
         }
     }
 
@@ -77,6 +83,8 @@ impl Held {
         self.compressed_held_bytes += other.compressed_held_bytes;
         self.swapped_bytes += other.swapped_bytes;
         self.resident_bytes += other.resident_bytes;
+        self.merged_bytes += other.merged_bytes;
+        self.merging_saves_bytes += other.merging_saves_bytes;
     }
 }
 
@@ -124,6 +132,9 @@ pub struct Account {
     pub peak_bytes: u64,
     /// When most of their memory was away.
     pub fullest: Held,
+    /// The most that was merged at a moment, and the most that this saved.
+    pub most_merged_bytes: u64,
+    pub merging_saved_most_bytes: u64,
     /// Each of them, as they arrived.
     pub guests: Vec<GuestAccount>,
 }
@@ -149,6 +160,8 @@ impl Account {
             guest.given = Given::of(memory);
             held.add(&Held::of(memory));
         }
+        self.most_merged_bytes = self.most_merged_bytes.max(held.merged_bytes);
+        self.merging_saved_most_bytes = self.merging_saved_most_bytes.max(held.merging_saves_bytes);
         if held.away_bytes() > self.fullest.away_bytes() {
             self.fullest = held;
         }
@@ -174,7 +187,7 @@ mod tests {
                       "aside": 6},
             "compressed": {"held_bytes": 7}, "balloon_inflated_bytes": 8, "reported_bytes": 9,
             "evictions": {"zero": pages, "duplicate": 10, "compressed": 11, "swapped": 12, "written_back": 13},
-            "pool": {"balloon_given_bytes": 14},
+            "pool": {"balloon_given_bytes": 14}, "sharing": {"merging": {"merged_pages": 15, "saved_bytes": 16}},
         }))
     }
 
@@ -191,6 +204,8 @@ mod tests {
             compressed_held_bytes: 14,
             swapped_bytes: 8 * PAGE_SIZE,
             resident_bytes: 22 * PAGE_SIZE,
+            merged_bytes: 30 * PAGE_SIZE,
+            merging_saves_bytes: 32,
         };
         let given = Given {
             reported_bytes: 18,
@@ -210,6 +225,7 @@ mod tests {
         account.take_answers(&[None, answer(2)]);
         assert_eq!(account.given().zero_bytes, 7 * PAGE_SIZE);
         assert_eq!(account.fullest.zero_bytes, 6 * PAGE_SIZE, "it was fuller before");
+        assert_eq!((account.most_merged_bytes, account.merging_saved_most_bytes), (30 * PAGE_SIZE, 32));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::thread;
 use anyhow::{Context, Result};
 
 use super::acts::{ACTS, Act, BUDGET, Doing, MEMORY, doing};
+use super::merging::Merging;
 use super::place::Place;
 use super::progress::Progress;
 use super::watch::Watched;
@@ -47,7 +48,7 @@ impl Guest {
     ///
     /// # Errors
     /// No process can be started.
-    pub fn start(nth: usize, place: &Place, lines: &Lines) -> Result<Self> {
+    pub fn start(nth: usize, place: &Place, merging: Option<&Merging>, lines: &Lines) -> Result<Self> {
         let act = &ACTS[nth];
         let program = act.program(nth, place.swap().is_some());
         let socket = place.socket(act.name);
@@ -65,6 +66,9 @@ impl Guest {
             .args(["--cmdline", &format!("probe=\"{program}\"")]);
         if let Some(swap) = place.swap() {
             command.arg("--swap").arg(swap);
+        }
+        if let Some(merging) = merging {
+            command.args(merging.flags());
         }
         // Keys are the demo's: in a process group of its own a guest has no part in Ctrl-C.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

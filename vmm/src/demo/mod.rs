@@ -4,6 +4,7 @@
 mod account;
 mod acts;
 mod guest;
+mod merging;
 mod place;
 mod progress;
 mod stage;
@@ -26,6 +27,7 @@ use cistern_memory::UserfaultSupport;
 use cistern_memory::ledger::{Ledger, PoolView};
 
 use crate::top;
+use merging::Merging;
 use place::Place;
 use stage::Stage;
 use view::Lines;
@@ -41,14 +43,15 @@ const LOOK: Duration = Duration::from_millis(10);
 pub fn run(json: bool) -> Result<u8> {
     // What all guests would fail for is said once.
     Host::open()?;
-    UserfaultSupport::probe()?;
+    let userfault = UserfaultSupport::probe()?;
     let signals = Signals::block().context("signals")?;
     restore_terminal_on_fatal_signals().context("signals")?;
     let place = Place::new()?;
     let kernel = place.kernel();
     PROBE.write(&kernel).with_context(|| kernel.display().to_string())?;
 
-    let mut stage = Stage::open(place)?;
+    let merging = Merging::possible(&place.pool(), userfault);
+    let mut stage = Stage::open(place, merging)?;
     let has_terminal = io::stdout().is_terminal() && is_foreground_terminal(io::stdin().as_fd());
     let is_over = if json {
         tell(&mut stage, &signals, None)?

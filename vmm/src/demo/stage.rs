@@ -8,15 +8,18 @@ use anyhow::Result;
 use super::account::Account;
 use super::acts::{ACTS, ARRIVAL_SECONDS, BUDGET, Doing, FILLED, MEMORY};
 use super::guest::{Guest, Line, Lines};
+use super::merging::Merging;
 use super::place::Place;
 use super::progress::Progress;
 use super::watch::Watch;
 
 /// All guests. When it is dropped they end and their files are gone.
 pub struct Stage {
-    // Fields are dropped in this order: nobody is looked at who is waited for.
+    // Fields are dropped in this order: nobody is looked at who is waited for, and what guests leave changed is put back
+    // before the record of it is gone.
     watch: Watch,
     guests: Vec<Guest>,
+    merging: Option<Merging>,
     place: Place,
     start: Instant,
     lines: Receiver<(usize, Line)>,
@@ -35,6 +38,8 @@ pub struct Ended<'a> {
     pub elapsed: Duration,
     /// There was a swap file.
     pub has_swap: bool,
+    /// Equal pages were merged.
+    pub merges: bool,
 }
 
 impl Ended<'_> {
@@ -59,11 +64,12 @@ impl Stage {
     ///
     /// # Errors
     /// No process can be started.
-    pub fn open(place: Place) -> Result<Self> {
+    pub fn open(place: Place, merging: Option<Merging>) -> Result<Self> {
         let (sender, lines) = channel();
         let mut stage = Self {
             watch: Watch::start(),
             guests: Vec::with_capacity(ACTS.len()),
+            merging,
             place,
             start: Instant::now(),
             lines,
@@ -122,7 +128,7 @@ impl Stage {
             if self.start.elapsed() < Duration::from_secs((nth * ARRIVAL_SECONDS) as u64) {
                 return Ok(());
             }
-            let guest = Guest::start(nth, &self.place, sender)?;
+            let guest = Guest::start(nth, &self.place, self.merging.as_ref(), sender)?;
             self.watch.add(guest.watched());
             self.guests.push(guest);
             if self.guests.len() == ACTS.len() {
@@ -146,7 +152,8 @@ impl Stage {
         self.guests.iter_mut().try_for_each(Guest::wait)?;
         let guests = self.guests.iter().map(|guest| (guest.act.name, &guest.progress)).collect();
         let has_swap = self.place.swap().is_some();
-        Ok(Ended { guests, account, elapsed: self.start.elapsed(), has_swap })
+        let merges = self.merging.is_some();
+        Ok(Ended { guests, account, elapsed: self.start.elapsed(), has_swap, merges })
     }
 }
 

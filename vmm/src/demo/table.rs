@@ -44,7 +44,7 @@ fn rows(ended: &Ended) -> Vec<Row> {
     let (fullest, given) = (&ended.account.fullest, ended.account.given());
     let held = fullest.compressed_held_bytes;
     let swap = if ended.has_swap { "on disk" } else { "there was none: no disk" };
-    vec![
+    let mut rows = vec![
         ("never touched, or free", Some(fullest.untouched_bytes), None, "costs nothing".to_owned()),
         ("  reported by guests", None, Some(given.reported_bytes), "gone at once".to_owned()),
         (
@@ -63,7 +63,13 @@ fn rows(ended: &Ended) -> Vec<Row> {
         ),
         ("swap file", Some(fullest.swapped_bytes), Some(given.swapped_bytes), swap.to_owned()),
         ("left in guest memory", Some(fullest.resident_bytes), None, String::new()),
-    ]
+    ];
+    if ended.merges {
+        let (most, saved) = (ended.account.most_merged_bytes, ended.account.merging_saved_most_bytes);
+        let note = format!("up to {}, {} saved", mebibytes(most), mebibytes(saved));
+        rows.push(("  of that, merged", Some(fullest.merged_bytes), None, note));
+    }
+    rows
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -79,9 +85,27 @@ mod tests {
     use super::*;
 
     fn ended<'a>(guest: &'a Progress, peak_bytes: u64, has_swap: bool) -> Ended<'a> {
-        let fullest = Held { compressed_bytes: 9 << 20, compressed_held_bytes: 4 << 20, ..Held::default() };
-        let account = Account { looks: 70, peak_bytes, fullest, ..Account::default() };
-        Ended { guests: vec![("web", guest); 8], account, elapsed: Duration::from_millis(31_400), has_swap }
+        let fullest = Held {
+            merged_bytes: 5 << 20,
+            compressed_bytes: 9 << 20,
+            compressed_held_bytes: 4 << 20,
+            ..Held::default()
+        };
+        let account = Account {
+            most_merged_bytes: 20 << 20,
+            merging_saved_most_bytes: 17 << 20,
+            looks: 70,
+            peak_bytes,
+            fullest,
+            ..Account::default()
+        };
+        Ended {
+            guests: vec![("web", guest); 8],
+            account,
+            elapsed: Duration::from_millis(31_400),
+            has_swap,
+            merges: has_swap,
+        }
     }
 
     #[test]
@@ -99,6 +123,8 @@ mod tests {
                 assert!(text.lines().any(|drawn| drawn == line), "no '{line}' in:\n{text}");
             }
             assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            let merged = "  of that, merged             5 MiB             up to 20 MiB, 17 MiB saved";
+            assert_eq!(text.lines().any(|line| line == merged), has_swap, "{text}");
         }
     }
 

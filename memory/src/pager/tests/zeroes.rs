@@ -40,6 +40,26 @@ fn what_is_not_zero_is_shown() {
     assert_eq!(seen, (16..64).filter(|gfn| gfn % 4 != 0).collect::<Vec<_>>());
 }
 
+#[test]
+fn a_zero_page_that_is_touched_again_is_shown_and_kept_for_a_time() {
+    let guest = Guest::new(&[0..8 * MIB], PagerConfig::default());
+    zero_every_fourth(&guest);
+    guest.pager.arm().unwrap();
+    let mut scan = guest.pager.scan().unwrap().sparing();
+    assert_eq!(scan.free_zeroes(0..64).freed_pages, 16);
+    guest.soon(|| assert_eq!(guest.read(4), [0; PAGE_BYTES]));
+    guest.at_rest();
+    let mut shown = Vec::new();
+    let found = scan.show(0..64, true, |gfn, _| {
+        shown.push(gfn);
+        false
+    });
+    assert!(shown.contains(&4), "{shown:?}");
+    assert_eq!(found.freed_pages, 0);
+    // Elsewhere pages are zero for the first time.
+    assert_eq!(scan.free_zeroes(64..128).freed_pages, 16);
+}
+
 /// Guests write and devices pin while zero pages are given back: nothing is lost.
 #[test]
 fn pages_that_change_while_they_are_scanned_are_kept() {

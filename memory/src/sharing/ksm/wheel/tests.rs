@@ -336,7 +336,7 @@ fn the_next_leader_puts_back_what_a_killed_one_found() {
         kill_a_leader(&host);
         assert_ne!(host.running(), AS_FOUND);
         let result = put_back_left_behind(host.folder(), host.pool.path()).unwrap().unwrap();
-        assert_eq!((result.put_back.len(), result.failures.len()), (3, 0));
+        assert_eq!((result.put_back.len(), result.failures.len()), (4, 0));
         assert_eq!((host.running(), host.is_recorded()), (AS_FOUND, false));
     }
 }
