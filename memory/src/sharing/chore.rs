@@ -88,12 +88,14 @@ mod tests {
     #[test]
     fn much_news_is_told_sooner_than_little() {
         let news = News { turned_pages: 100, stable_pages: 6400, ..News::default() };
-        let seconds = |news: News| news.terms(0.05).map(|terms| (terms.least.as_secs(), terms.cpu_part));
-        assert_eq!(seconds(news), Some((1, 0.0125)));
-        assert_eq!(seconds(News { turned_pages: 99, ..news }), Some((4, 0.00125)));
+        // The CPU part in parts of a million.
+        let seconds =
+            |news: News| news.terms(0.05).map(|terms| (terms.least.as_secs(), (terms.cpu_part * 1e6).round() as u32));
+        assert_eq!(seconds(news), Some((1, 12_500)));
+        assert_eq!(seconds(News { turned_pages: 99, ..news }), Some((4, 1250)));
         assert_eq!(seconds(News { turned_pages: 0, ..news }), None);
-        assert_eq!(seconds(News { turned_pages: 0, of_others: true, ..news }), Some((4, 0.00125)));
-        assert_eq!(seconds(News { is_all_advised: true, ..news }), Some((4, 0.00125)));
-        assert_eq!(seconds(News { turned_pages: 63, stable_pages: 0, ..news }), Some((4, 0.00125)));
+        assert_eq!(seconds(News { turned_pages: 0, of_others: true, ..news }), Some((4, 1250)));
+        assert_eq!(seconds(News { is_all_advised: true, ..news }), Some((4, 1250)));
+        assert_eq!(seconds(News { turned_pages: 63, stable_pages: 0, ..news }), Some((4, 1250)));
     }
 }
