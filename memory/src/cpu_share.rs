@@ -46,6 +46,12 @@ impl CpuShare {
         self.account(passed, spent)
     }
 
+    /// As [`CpuShare::pause`], but when there has to be one, until so much CPU time may be used again.
+    pub fn pause_for(&mut self, lump: Duration) -> Option<Duration> {
+        let pause = self.pause()?;
+        Some(pause + lump.min(BURST).div_f64(self.share))
+    }
+
     fn account(&mut self, passed: Duration, spent: Duration) -> Option<Duration> {
         let earned = passed.as_secs_f64() * self.share;
         self.credit = (self.credit + earned - spent.as_secs_f64()).min(BURST.as_secs_f64());

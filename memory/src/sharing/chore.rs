@@ -36,12 +36,12 @@ impl Chore {
 pub(super) struct News {
     /// Pages of one's own that have become stable since the last time, or have stopped to be.
     pub turned_pages: u64,
+    /// Of those, pages that may decide what is advised. Where all is advised as it is, new ones do not.
+    pub pressing_pages: u64,
     /// Stable pages at the last time.
     pub stable_pages: u64,
     /// Others have published.
     pub of_others: bool,
-    /// All is advised as it is: nothing much depends on news.
-    pub is_all_advised: bool,
 }
 
 /// Much news of one's own: this part of what the others know, and so many pages at the least.
@@ -56,7 +56,7 @@ const LITTLE: (Duration, f64) = (Duration::from_secs(4), 1.0 / 40.0);
 impl News {
     /// On which terms to exchange, with this part of a core as a budget; `None` if there is nothing to tell or to learn.
     pub fn terms(&self, cpu_budget: f64) -> Option<Terms> {
-        let is_much = self.turned_pages >= MUCH_PAGES.max(self.stable_pages / MUCH_PART) && !self.is_all_advised;
+        let is_much = self.pressing_pages >= MUCH_PAGES.max(self.stable_pages / MUCH_PART);
         let (least, part) = match self {
             _ if is_much => MUCH,
             Self { turned_pages: 0, of_others: false, .. } => return None,
@@ -87,15 +87,16 @@ mod tests {
 
     #[test]
     fn much_news_is_told_sooner_than_little() {
-        let news = News { turned_pages: 100, stable_pages: 6400, ..News::default() };
+        let news = News { turned_pages: 100, pressing_pages: 100, stable_pages: 6400, of_others: false };
         // The CPU part in parts of a million.
         let seconds =
             |news: News| news.terms(0.05).map(|terms| (terms.least.as_secs(), (terms.cpu_part * 1e6).round() as u32));
         assert_eq!(seconds(news), Some((1, 12_500)));
-        assert_eq!(seconds(News { turned_pages: 99, ..news }), Some((4, 1250)));
-        assert_eq!(seconds(News { turned_pages: 0, ..news }), None);
-        assert_eq!(seconds(News { turned_pages: 0, of_others: true, ..news }), Some((4, 1250)));
-        assert_eq!(seconds(News { is_all_advised: true, ..news }), Some((4, 1250)));
-        assert_eq!(seconds(News { turned_pages: 63, stable_pages: 0, ..news }), Some((4, 1250)));
+        assert_eq!(seconds(News { pressing_pages: 99, ..news }), Some((4, 1250)));
+        let nothing = News { turned_pages: 0, pressing_pages: 0, ..news };
+        assert_eq!(seconds(nothing), None);
+        assert_eq!(seconds(News { of_others: true, ..nothing }), Some((4, 1250)));
+        assert_eq!(seconds(News { pressing_pages: 63, stable_pages: 0, ..news }), Some((4, 1250)));
+        assert_eq!(seconds(News { pressing_pages: 64, stable_pages: 0, ..news }), Some((1, 12_500)));
     }
 }

@@ -3,8 +3,9 @@
 //! It rests between any two regions and not between whole beats: each region is a sample of all that there is, so what has
 //! changed in much of guest RAM is met at once.
 
-/// At rest it uses this part of its budget.
+/// At rest it uses this part of its budget, but no less than so much of a core: below that, waking up is all it comes to.
 const REST_PART: f64 = 1.0 / 50.0;
+const REST_LEAST: f64 = 0.001;
 
 /// A stretch of visits is judged when it has seen so many pages: few enough that a stretch is short also at rest, and many
 /// enough that a tenth of the regions is hardly ever missed in all the stretches until there is rest.
@@ -51,9 +52,9 @@ impl Default for Effort {
 }
 
 impl Effort {
-    /// The part of the budget to use, above 0 and at most 1.
-    pub fn part(&self) -> f64 {
-        self.part
+    /// The part of a budget, which is a part of a core itself, to use; above 0 and at most 1.
+    pub fn part(&self, cpu_budget: f64) -> f64 {
+        self.part.max(REST_LEAST / cpu_budget).min(1.0)
     }
 
     /// There is reason to look at everything soon.
@@ -69,10 +70,12 @@ impl Effort {
         stretch.broken_pages += seen.broken_pages;
         stretch.unsettled_pages += seen.unsettled_pages;
         self.visits += 1;
-        if stretch.scanned_pages < STRETCH_PAGES && self.visits < STRETCH_VISITS {
+        // Whatever else the stretch would bring: at rest, that would take long.
+        let is_news = stretch.news_pages() * NEWS_PART > STRETCH_PAGES;
+        if !is_news && stretch.scanned_pages < STRETCH_PAGES && self.visits < STRETCH_VISITS {
             return;
         }
-        let is_news = stretch.news_pages() * NEWS_PART > stretch.scanned_pages;
+        let is_news = is_news || stretch.news_pages() * NEWS_PART > stretch.scanned_pages;
         self.part = if is_news { 1.0 } else { (self.part / 2.0).max(REST_PART) };
         (self.stretch, self.visits) = (Seen::default(), 0);
     }
@@ -89,7 +92,7 @@ mod tests {
         let stretch = |_| {
             (0..7).for_each(|_| effort.note(REGION));
             effort.note(other);
-            effort.part()
+            effort.part(0.5)
         };
         (0..stretches).map(stretch).collect()
     }
@@ -104,13 +107,32 @@ mod tests {
         assert_eq!(parts(&mut effort, 2, Seen { unsettled_pages: 17, ..REGION }), [1.0, 1.0]);
         parts(&mut effort, 9, REGION);
         effort.wake();
-        assert!((effort.part() - 1.0).abs() < 1e-9);
+        assert!((effort.part(0.5) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_small_budget_is_not_made_nothing_of() {
+        let mut effort = Effort::default();
+        parts(&mut effort, 9, REGION);
+        let at_rest = [0.01, 0.05, 0.2].map(|budget| (effort.part(budget) * budget * 1e6).round() as u32);
+        assert_eq!(at_rest, [1000, 1000, 4000], "millionths of a core");
+        assert!((effort.part(0.0001) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn news_is_worth_it_at_once() {
+        let mut effort = Effort::default();
+        parts(&mut effort, 9, REGION);
+        effort.note(Seen { found_pages: 16, ..REGION });
+        assert!((effort.part(0.5) - REST_PART).abs() < 1e-9);
+        effort.note(Seen { found_pages: 1, ..REGION });
+        assert!((effort.part(0.5) - 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn a_guest_that_has_left_altogether_has_nothing_to_look_at() {
         let mut effort = Effort::default();
         (0..6 * STRETCH_VISITS).for_each(|_| effort.note(Seen::default()));
-        assert!((effort.part() - REST_PART).abs() < 1e-9);
+        assert!((effort.part(0.5) - REST_PART).abs() < 1e-9);
     }
 }

@@ -74,11 +74,12 @@ impl Exchange {
         }
     }
 
-    /// On which terms there should be an exchange, if that can change anything. `turned_pages` is what others would be told.
+    /// On which terms there should be an exchange, if that can change anything. `turned_pages` is what others would be told,
+    /// `pressing_pages` those of them on which advice may depend.
     pub fn terms(
         &mut self,
         turned_pages: u64,
-        is_all_advised: bool,
+        pressing_pages: u64,
         now: Instant,
     ) -> Result<Option<Terms>, FolderError> {
         let (least, part) = WATCH;
@@ -91,9 +92,9 @@ impl Exchange {
         }
         let news = News {
             turned_pages,
+            pressing_pages,
             stable_pages: self.stable_pages,
             of_others: self.seen_version != self.read_version,
-            is_all_advised: is_all_advised && self.is_published,
         };
         Ok(news.terms(self.cpu_budget))
     }

@@ -86,10 +86,12 @@ pub(super) struct Merger {
     cpu_budget: f64,
     standings: Vec<Standing>,
     pending: Vec<Pending>,
+    /// Since the last exchange, as in [`News`](super::chore::News).
     turned_pages: u64,
     /// Regions that are advised but for pages that it was taken back on.
     half_taken: BTreeSet<u32>,
     is_ending: bool,
+    pressing_pages: u64,
     /// Advice was given or taken back, and it is not known yet what is merged there.
     has_new_advice: bool,
     /// There was no room to take all advice back.
@@ -116,6 +118,7 @@ impl Merger {
             turned_pages: 0,
             half_taken: BTreeSet::new(),
             is_ending: false,
+            pressing_pages: 0,
             has_new_advice: false,
             is_behind: false,
             accounting: Chore::default(),
@@ -165,8 +168,12 @@ impl Merger {
         let period = standing.visited.replace(now).map_or(Duration::MAX, |visited| now.duration_since(visited));
         self.pending.push(Pending { region: region.number, found, counts, period });
         self.turned_pages += u64::from(counts.turned_pages);
-        // Where all is advised as it is, a page's content changes nothing: what churns shows when it is broken.
-        let new_pages = if self.advisor.is_all() { 0 } else { counts.new_pages };
+        // Where all is advised as it is, what is new is what was expected.
+        let (new_pages, pressing_pages) = match self.advisor.is_all() {
+            true => (0, counts.changed_pages),
+            false => (counts.new_pages, counts.turned_pages),
+        };
+        self.pressing_pages += u64::from(pressing_pages);
         Ok(Seen {
             scanned_pages: found.scanned_pages,
             found_pages: found.freed_pages,
@@ -178,25 +185,22 @@ impl Merger {
     /// Whether so much that was merged was written to since the last call that one should look where.
     pub fn has_broken(&mut self) -> bool {
         let broken_pages = self.mergeable.broken_pages();
-        let since = broken_pages.saturating_sub(self.broken_pages);
-        let has_broken = since > BROKEN_PAGES.max(self.mergeable.merged_pages() / BROKEN_PART);
-        if has_broken {
-            self.broken_pages = broken_pages;
-        }
-        has_broken
+        let since_pages = broken_pages.saturating_sub(std::mem::replace(&mut self.broken_pages, broken_pages));
+        since_pages > BROKEN_PAGES.max(self.mergeable.merged_pages() / BROKEN_PART)
     }
 
     /// Between visits, now and then: tells the others, and acts on what there is to know. Returns by region what visits have
     /// brought, as far as that is known.
     pub fn tend(&mut self, live: &[LiveMember], now: Instant) -> Result<Vec<(u32, Yield)>, MergerError> {
         let (least, part) = ACCOUNT;
-        if self.accounting.may(now, Terms { least, cpu_part: part * self.cpu_budget }) {
+        let has_merged = self.has_new_advice || self.statistics.advised_pages > 0;
+        if has_merged && self.accounting.may(now, Terms { least, cpu_part: part * self.cpu_budget }) {
             let before = thread_cpu_time();
             let accounted = self.account();
             self.accounting.note(now, thread_cpu_time().saturating_sub(before));
             accounted?;
         }
-        let yields = match self.exchange.terms(self.turned_pages, self.advisor.is_all(), now)? {
+        let yields = match self.exchange.terms(self.turned_pages, self.pressing_pages, now)? {
             Some(terms) if self.exchange.may(terms, now) => {
                 let duplicate_pages = self.exchange(live, now)?;
                 let yields = self.weigh(|_| true, &duplicate_pages);
@@ -254,7 +258,7 @@ impl Merger {
                 duplicate_pages[region as usize] += u32::from(is_news);
             }
         })?;
-        self.turned_pages = 0;
+        (self.turned_pages, self.pressing_pages) = (0, 0);
         let Some(exchanged) = exchanged else {
             self.pages = KnownPages::new(self.layout.clone());
             return Ok(duplicate_pages);

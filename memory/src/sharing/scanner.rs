@@ -30,9 +30,11 @@ const UNWANTED: Duration = Duration::from_secs(3600);
 /// How often one that unmerges pages looks for room.
 const UNMERGING: Duration = Duration::from_millis(20);
 
-/// The least pause, as shorter ones cost more than they are worth, and the most between two looks whether something was
-/// written to that is merged.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// CPU time used between two pauses: to wake up costs a tenth of a millisecond, of which a small share has few.
+const LUMP: Duration = Duration::from_millis(2);
+
+/// The longest pause between two looks whether something was written to that is merged.
+const PAUSE_MOST: Duration = Duration::from_secs(1);
 
 /// How often what was seen is acted upon.
 const TEND: Duration = Duration::from_millis(250);
@@ -169,9 +171,9 @@ impl Body {
                 self.handle.rest(length, changes);
                 continue;
             }
-            share.use_part(self.effort.part());
-            if let Some(pause) = share.pause() {
-                self.handle.rest(pause.clamp(PAUSES.0, PAUSES.1), changes);
+            share.use_part(self.effort.part(self.cpu_budget()));
+            if let Some(pause) = share.pause_for(LUMP) {
+                self.handle.rest(pause.min(PAUSE_MOST), changes);
             } else if let Some(region) = self.regions.next() {
                 self.visit(&region, mechanisms);
             } else {
@@ -180,6 +182,11 @@ impl Body {
             self.tend(mechanisms, &share);
         }
         self.account(&share);
+    }
+
+    /// The budget as a part of a core.
+    fn cpu_budget(&self) -> f64 {
+        f64::from(self.cpu_percent) / 100.0
     }
 
     /// Whether there is a reason to scan.
@@ -212,8 +219,7 @@ impl Body {
         match (&mut self.merger, &self.place) {
             (None, Some(place)) if mechanisms.ksm => {
                 if let Some(mergeable) = self.pager.mergeable() {
-                    let cpu_budget = f64::from(self.cpu_percent) / 100.0;
-                    self.merger = Some(Merger::new(mergeable, self.layout.clone(), place, cpu_budget));
+                    self.merger = Some(Merger::new(mergeable, self.layout.clone(), place, self.cpu_budget()));
                     self.effort.wake();
                 }
             }

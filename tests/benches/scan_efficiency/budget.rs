@@ -16,9 +16,10 @@ const PERCENTS: [u32; 4] = [2, 5, 10, 20];
 const FILL: &str = "fill:1500M";
 const FILL_PAGES: u64 = 1500 * 256;
 
-/// How long it is watched, once the CPU time that it may use at once is used.
+/// After this the CPU time that it may use at once is used.
 const BEGINNING: Duration = Duration::from_millis(200);
-const WATCHED: Duration = Duration::from_millis(300);
+/// It is watched for so much CPU time.
+const WATCHED_CPU: Duration = Duration::from_millis(200);
 
 /// See the top of this file.
 pub fn run() {
@@ -46,8 +47,7 @@ pub fn run() {
         assert_eq!(answer.status, 204, "{answer:?}");
         thread::sleep(BEGINNING);
         let (before, started) = (cpu::of_scanner(pid), Instant::now());
-        let watched = WATCHED.max(Duration::from_millis(u64::from(40 / percent) * 100));
-        thread::sleep(watched);
+        thread::sleep(WATCHED_CPU * 100 / percent);
         let (used, elapsed) = (cpu::of_scanner(pid) - before, started.elapsed());
         let scanned = counter(&vm.memory(), "sharing.scanned_pages");
         println!(

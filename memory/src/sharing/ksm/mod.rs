@@ -3,10 +3,11 @@
 //!
 //! Its settings are the host's. They are changed only by a tuner, which is made only where the user asked for one; it is
 //! one at a time, and what it found is put back when it leaves, or by the next leader of its pool if it was killed
-//! (`wheel`). How fast ksmd goes is decided by `regulator`.
+//! (`wheel`). How fast ksmd goes is decided by `regulator`, from what waits as `gathering` has it.
 
 mod error;
 mod folder;
+mod gathering;
 mod host;
 mod ksmd;
 mod process;

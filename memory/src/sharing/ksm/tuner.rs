@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::error::KsmError;
 use super::folder::{KsmFolder, Setting};
+use super::gathering::Gathering;
 use super::host::KsmHost;
 use super::ksmd::Ksmd;
 use super::process::KsmProcess;
@@ -39,6 +40,7 @@ impl Default for TunerConfig {
 pub struct Tuner {
     wheel: Wheel,
     ksmd: Option<Ksmd>,
+    gathering: Gathering,
     regulator: Regulator,
     started: Instant,
     last: Option<(Instant, Look)>,
@@ -54,7 +56,7 @@ pub struct TunerState {
     pub is_busy: bool,
     /// The pace it wants; `None` until something waited.
     pub pace: Option<Pace>,
-    /// Pages that waited at the last look.
+    /// Pages that waited at the last look, but for those that had only begun to.
     pub waiting_pages: u64,
     /// What ksmd takes for a page, in ns.
     pub cost_ns: u64,
@@ -84,6 +86,7 @@ impl Tuner {
             regulator: if wheel.has_driven() { regulator.taking_over() } else { regulator },
             wheel,
             ksmd: Ksmd::find(),
+            gathering: Gathering::default(),
             started: Instant::now(),
             last: None,
             state: TunerState::default(),
@@ -101,7 +104,7 @@ impl Tuner {
 
     /// Adjusts ksmd to what waits: pages that the members of the pool have advised and that are not merged, in all. Which of
     /// them ksmd has judged already need not be known; only what is added to them is new. Starts ksmd, if it does not run,
-    /// once anything waits. At most once a second; a call sooner does nothing.
+    /// once anything waits and no more comes. At most once a second; a call sooner does nothing.
     ///
     /// Returns settings that were found changed by somebody else, each once. If they concern how ksmd runs, this tuner
     /// leaves that alone from now on.
@@ -113,9 +116,10 @@ impl Tuner {
             return Ok(Vec::new());
         }
         let host = KsmHost::read()?;
+        let time = now.saturating_duration_since(self.started);
         let look = Look {
-            time: now.saturating_duration_since(self.started),
-            waiting_pages,
+            time,
+            waiting_pages: self.gathering.look(time, waiting_pages),
             full_scans: host.full_scans,
             pages_scanned: host.pages_scanned,
             cpu_time: self.ksmd.as_ref().and_then(Ksmd::cpu_time),
