@@ -66,7 +66,7 @@ const CHECK_DISK: &str = "set -e; cat /tmp/log; grep -q 'cpus 2' /tmp/log; grep 
 const MERGE: &str = r#"set -e
 cat /sys/kernel/mm/ksm/run /sys/kernel/mm/ksm/pages_to_scan > /tmp/ksm-before
 for vm in a b; do
-    cistern run --kernel /g/probe --memory 64M --budget 96M --pool /tmp/pool --name $vm --api-sock /tmp/$vm         --sharing zero,store,ksm --scan-cpu 50 --ksm-tune --cmdline         'probe="fill:24M,zero=10,dup=60,text=30;repeat:1000,(verify;walk:24M,touches=200,write=100;idle:1)"'         > /tmp/$vm.log 2>&1 &
+    cistern run --kernel /g/probe --memory 64M --budget 96M --pool /tmp/pool --name $vm --api-sock /tmp/$vm         --sharing zero,store,ksm --scan-cpu 50 --ksm-tune --cmdline         'probe="fill:24M,zero=10,dup=60,text=30;repeat:1000,(verify;walk:24M,touches=20,write=100;idle:1)"'         > /tmp/$vm.log 2>&1 &
     echo $! > /tmp/$vm.pid
 done
 merged() {
@@ -149,9 +149,8 @@ fn cistern_boots(kernel: CloudKernel) -> Result<()> {
         .step("stock Debian kernel", &boot(cloud))
         .step("power button", &power_button)
         .step("panic", &panic)
-        .step("merging", if kernel == CloudKernel::V6_12 { MERGE } else { MERGE_IN_VAIN })
-        .step("merged", "cat /tmp/merged.json")
-        .run(LIMIT * 4)?;
+        .step("merging", if kernel == CloudKernel::V6_1 { MERGE_IN_VAIN } else { "" })
+        .run(LIMIT * 3)?;
 
     let step = |name| transcript.step(name).unwrap_or_else(|| panic!("no step {name}: {transcript:?}"));
     let host: Value = serde_json::from_str(step("host").output.trim())?;
@@ -164,18 +163,9 @@ fn cistern_boots(kernel: CloudKernel) -> Result<()> {
     {
         assert_eq!(step(name).status, Some(status), "{name}:\n{}\nhost:\n{}", step(name).output, transcript.console);
     }
-    let merging = step("merging");
-    if kernel == CloudKernel::V6_12 {
-        assert_eq!(merging.status, Some(0), "{}\nhost:\n{}", merging.output, transcript.console);
-        let memory: Value = serde_json::from_str(step("merged").output.trim())?;
-        println!("{}\n{}", merging.output, memory["sharing"]);
-        assert!(counter(&memory, "sharing.merging.merged_pages") > 2000, "{memory}");
-        assert!(counter(&memory, "evictions.broken") > 0 && counter(&memory, "evictions.zero_freed") > 500, "{memory}");
-        assert!(!merging.output.contains(r#""phase":"bad""#), "{}", merging.output);
-    } else {
-        assert_eq!(merging.status, Some(1), "{}", merging.output);
+    if kernel == CloudKernel::V6_1 {
         let refusal = "cistern: --sharing ksm: this kernel cannot move merged pages (Linux 6.8): leave out ksm";
-        assert_eq!(merging.output.trim(), refusal);
+        assert_eq!((step("merging").status, step("merging").output.trim()), (Some(1), refusal));
     }
     let reports: Vec<Value> = step("probe")
         .output
@@ -245,10 +235,22 @@ fn churn(kernel: CloudKernel, eviction: &str) -> Result<()> {
         .step("churn", &CHURN.replace("TOUCHES", &touches.to_string()))
         .step("counters", "cistern stats /tmp/socket --json")
         .step("end", "pid=$(cat /tmp/pid); kill $pid; kill $pid; while kill -0 $pid; do sleep 1; done")
-        .run(LIMIT * 4)?;
+        // Here, because two virtual machines on two emulating threads sooner or later meet a half-written instruction.
+        .step("merging", if kernel == CloudKernel::V6_12 { MERGE } else { "" })
+        .step("merged", if kernel == CloudKernel::V6_12 { "cat /tmp/merged.json" } else { "" })
+        .run(LIMIT * 5)?;
     transcript.check()?;
 
     let output = |name| &transcript.step(name).unwrap_or_else(|| panic!("no step {name}: {transcript:?}")).output;
+    if kernel == CloudKernel::V6_12 {
+        let merged: Value = serde_json::from_str(output("merged").trim())?;
+        println!("{}\n{}", output("merging"), merged["sharing"]);
+        assert!(counter(&merged, "sharing.merging.merged_pages") > 2000, "{merged}");
+        assert!(counter(&merged, "evictions.broken") > 0 && counter(&merged, "evictions.zero_freed") > 500, "{merged}");
+        let reports = output("merging").lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_good = |report: &Value| report["phase"] != "bad" && (report["bad"].is_null() || report["bad"] == 0);
+        assert!(reports.into_iter().all(|report| is_good(&report)), "{}", output("merging"));
+    }
     let memory: Value = serde_json::from_str(output("counters").trim())?;
     let memory = without_histograms(memory);
     let reports: Vec<Value> = output("churn").lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

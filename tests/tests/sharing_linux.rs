@@ -10,8 +10,7 @@ use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, folder_on_disk};
 use cistern_tests::process::{LIMIT, Running, binary};
 
-/// What each of two guests has in common with the other at the least: half of it is what the load holds, the rest is the
-/// kernel's and not all of that.
+/// What each of two guests has in common with the other at the least: 8 MiB that the load holds, and some of the kernel's.
 const MERGED_BYTES: u64 = 12 * MIB;
 
 #[test]

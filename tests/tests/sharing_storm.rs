@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cistern_memory::PAGE_SIZE;
 use cistern_memory::sharing::ksm::KsmHost;
 use cistern_tests::control::ask;
 use cistern_tests::ksm::Ksm;
@@ -13,9 +14,12 @@ use serde_json::json;
 
 const SHARING: [&str; 5] = ["--sharing", "zero,store,ksm", "--scan-cpu", "20", "--ksm-tune"];
 
-/// Fills 48 MiB no faster than pages are merged: what would not fit is not there any more.
+/// Pages that a guest fills: 24 MiB. What is called `dup` there all guests have, and each has once.
+const PAGES: u64 = 24 * MIB / PAGE_SIZE;
+
+/// Fills them no faster than pages are merged: what would not fit is not there any more.
 fn fills(kinds: &str, seed: usize) -> String {
-    let steps: Vec<_> = (0..6).map(|_| format!("fill:8M,{kinds},seed={seed};idle:3")).collect();
+    let steps: Vec<_> = (0..6).map(|_| format!("fill:4M,{kinds},seed={seed};idle:2")).collect();
     steps.join(";")
 }
 
@@ -61,19 +65,19 @@ fn show(storm: &Storm) {
 #[test]
 fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
     let _ksm = Ksm::hold();
-    let mut storm = Storm::new(72);
+    let mut storm = Storm::new(44);
     let sampling = ["--sample-period", "300ms", "--sample-pages", "400", "--track"];
     for seed in 0..4 {
         let dup = "dup=70,zero=5,text=15,random=10";
         let program = format!(
-            "{};repeat:100000,(walk:40M,secs=1,write=20,dist=zipf;free:4M;fill:4M,{dup},seed={seed};\
-             free:4M,silent;idle:0.5;fill:4M,{dup},seed={seed};verify)",
+            "{};repeat:100000,(walk:20M,secs=1,write=20,dist=zipf;free:2M;fill:2M,{dup},seed={seed};\
+             free:2M,silent;idle:0.5;fill:2M,{dup},seed={seed};verify)",
             fills(dup, seed)
         );
-        storm.start(64, &program, &[&SHARING[..], &sampling].concat());
+        storm.start(32, &program, &[&SHARING[..], &sampling].concat());
     }
     let watch = storm.watch();
-    storm.wait_until("merged pages", |storm| merged(storm) > 20_000);
+    storm.wait_until("merged pages", |storm| merged(storm) > 4 * PAGES * 70 / 100 * 3 / 4);
     let end = Instant::now() + Duration::from_secs(30);
     let mut most_merged = 0;
     for round in 0.. {
@@ -81,7 +85,7 @@ fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
             break;
         }
         // One balloon after the other grows, and gives back.
-        let amount_mib = [Some(24), Some(4), None][round % 3];
+        let amount_mib = [Some(12), Some(2), None][round % 3];
         let member = &storm.members[round / 3 % 4];
         patch(member, "/balloon", &json!({ "amount_mib": amount_mib }));
         most_merged = most_merged.max(merged(&storm));
@@ -112,13 +116,13 @@ fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
 #[test]
 fn sharing_ends_as_there_is_room_for_it() {
     let _ksm = Ksm::hold();
-    let mut storm = Storm::new(112);
+    let mut storm = Storm::new(80);
     for seed in 0..4 {
         let program = format!("{};repeat:100000,(idle:2;verify)", fills("dup=80,text=20", seed));
-        storm.start(64, &program, &SHARING);
+        storm.start(32, &program, &SHARING);
     }
     let watch = storm.watch();
-    storm.wait_until("merged pages", |storm| merged(storm) > 28_000);
+    storm.wait_until("merged pages", |storm| merged(storm) > 4 * PAGES * 80 / 100 * 9 / 10);
     let before = storm.taken_bytes();
     switch(&storm, "off");
     storm.wait_until("end of sharing", |storm| {
@@ -130,7 +134,7 @@ fn sharing_ends_as_there_is_room_for_it() {
     }
     show(&storm);
     let stored = sum(&storm, "evictions.compressed") + sum(&storm, "evictions.duplicate");
-    assert!(stored > 10_000, "what does not fit has left: {stored}");
+    assert!(stored > PAGES / 2, "what does not fit has left: {stored}");
     watch.finish().expect_within(storm.budget_bytes());
     storm.stop();
 }
@@ -139,13 +143,13 @@ fn sharing_ends_as_there_is_room_for_it() {
 #[test]
 fn sharing_that_cannot_end_holds_nobody_up() {
     let _ksm = Ksm::hold();
-    let mut storm = Storm::new(64);
-    for seed in 0..2 {
+    let mut storm = Storm::new(80);
+    for seed in 0..4 {
         let program = format!("{};repeat:100000,(idle:1;verify)", fills("dup=85,text=15", seed));
-        storm.start(64, &program, &[&SHARING[..], &["--reclaim", "off", "--balloon", "off"]].concat());
+        storm.start(32, &program, &[&SHARING[..], &["--reclaim", "off", "--balloon", "off"]].concat());
     }
     let watch = storm.watch();
-    storm.wait_until("merged pages", |storm| merged(storm) > 18_000);
+    storm.wait_until("merged pages", |storm| merged(storm) > 4 * PAGES * 85 / 100 * 9 / 10);
     switch(&storm, "off");
     storm.wait_until("want of room", |storm| {
         storm.members.iter().any(|member| {

@@ -131,9 +131,9 @@ fn run_machine(run: Run) -> anyhow::Result<u8> {
     if config.vsock.is_some() {
         limits::raise_open_files().context("limit of open files")?;
     }
-    warn_of_stopped_ksm(&config);
     let member = config.pool.as_ref().map(|pool| pool::join(pool, &config)).transpose()?;
     let machine = Machine::build_timed(&config, &timeline)?;
+    warn_of_stopped_ksm(&config);
     // Signals are blocked before the first thread starts, so that only the supervisor sees them.
     let signals = Signals::block().context("signals")?;
     let serial = machine.serial().clone();

@@ -163,7 +163,7 @@ pub struct RunOptions {
     /// When pages are taken in a pool: off, pressure or proactive [default: pressure]
     #[arg(long, value_enum, value_name = "WHEN", hide_possible_values = true)]
     pub reclaim: Option<ReclaimChoice>,
-    /// Ways of sharing: off, or some of zero,store,ksm; scans where nothing is short too [default: zero,store]
+    /// Ways of sharing, used also where nothing is short: off, or some of zero,store,ksm [default: zero,store]
     #[arg(long, value_name = "WAYS")]
     pub sharing: Option<Mechanisms>,
     /// CPU time for finding what can be shared, in percent of one CPU [default: 5]

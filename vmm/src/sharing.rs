@@ -120,7 +120,7 @@ mod tests {
              zero        1M given back\n\
              store       0 stored once for several\n\
              ksm         4M merged, 3M saved, 4K written to since; 8K waiting\n\
-             advice      4104K of 8M stable have copies, 16M advised\n\
+             advice      4.0M of 8M stable have copies, 16M advised\n\
              host        ksmd looks at 100 pages every 20 ms, 7 pages shared by 63 more, 9 full scans\n\
              failures    2, the last: pool: it is full"
         );

@@ -25,6 +25,9 @@ use super::{Pager, PagerError};
 /// Pages unmerged together: what a guest is kept waiting for, and what room is asked for at a time.
 const UNMERGE_PAGES: u64 = 16;
 
+/// Pages held together while they are looked at: they are not evicted meanwhile.
+const HELD_PAGES: u64 = 512;
+
 /// The merged pages of a VM that are known and protected.
 #[derive(Debug)]
 pub(super) struct Merged {
@@ -208,7 +211,7 @@ impl Mergeable {
                 found.merged += 1;
             } else {
                 match fresh.last_mut() {
-                    Some(run) if run.end == gfn => run.end += 1,
+                    Some(run) if run.end == gfn && run.end - run.start < HELD_PAGES => run.end += 1,
                     _ => fresh.push(gfn..gfn + 1),
                 }
             }
