@@ -153,6 +153,7 @@ fn wait_for_driver(folder: &TempDir) {
 
 #[test]
 fn a_guest_that_dies_is_a_failure_and_the_others_go_on() {
+    let _ksm = Ksm::hold();
     let folder = folder_on_disk();
     let demo = start(&folder, &["--json"]);
     let deadline = Instant::now() + LIMIT;
