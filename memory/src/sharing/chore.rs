@@ -42,6 +42,8 @@ pub(super) struct News {
     pub stable_pages: u64,
     /// Others have published.
     pub of_others: bool,
+    /// All is advised as it is.
+    pub is_all_advised: bool,
 }
 
 /// Much news of one's own: this part of what the others know, and so many pages at the least.
@@ -52,6 +54,8 @@ const MUCH_PAGES: u64 = 64;
 const MUCH: (Duration, f64) = (Duration::from_secs(1), 1.0 / 4.0);
 /// The same for anything else. In a pool of many there is always something.
 const LITTLE: (Duration, f64) = (Duration::from_secs(4), 1.0 / 40.0);
+/// And where it would change next to nothing.
+const NEXT_TO_NOTHING: (Duration, f64) = (Duration::from_secs(10), 1.0 / 160.0);
 
 impl News {
     /// On which terms to exchange, with this part of a core as a budget; `None` if there is nothing to tell or to learn.
@@ -60,6 +64,7 @@ impl News {
         let (least, part) = match self {
             _ if is_much => MUCH,
             Self { turned_pages: 0, of_others: false, .. } => return None,
+            Self { is_all_advised: true, .. } => NEXT_TO_NOTHING,
             _ => LITTLE,
         };
         Some(Terms { least, cpu_part: part * cpu_budget })
@@ -87,7 +92,7 @@ mod tests {
 
     #[test]
     fn much_news_is_told_sooner_than_little() {
-        let news = News { turned_pages: 100, pressing_pages: 100, stable_pages: 6400, of_others: false };
+        let news = News { turned_pages: 100, pressing_pages: 100, stable_pages: 6400, ..News::default() };
         // The CPU part in parts of a million.
         let seconds =
             |news: News| news.terms(0.05).map(|terms| (terms.least.as_secs(), (terms.cpu_part * 1e6).round() as u32));
@@ -96,6 +101,9 @@ mod tests {
         let nothing = News { turned_pages: 0, pressing_pages: 0, ..news };
         assert_eq!(seconds(nothing), None);
         assert_eq!(seconds(News { of_others: true, ..nothing }), Some((4, 1250)));
+        assert_eq!(seconds(News { is_all_advised: true, ..news }), Some((1, 12_500)));
+        let little = News { is_all_advised: true, pressing_pages: 99, ..news };
+        assert!(seconds(little).is_some_and(|(least, part)| least == 10 && part < 1250));
         assert_eq!(seconds(News { pressing_pages: 63, stable_pages: 0, ..news }), Some((4, 1250)));
         assert_eq!(seconds(News { pressing_pages: 64, stable_pages: 0, ..news }), Some((1, 12_500)));
     }

@@ -5,7 +5,7 @@
 
 /// At rest it uses this part of its budget, but no less than so much of a core: below that, waking up is all it comes to.
 const REST_PART: f64 = 1.0 / 50.0;
-const REST_LEAST: f64 = 0.001;
+const REST_LEAST: f64 = 0.0005;
 
 /// A stretch of visits is judged when it has seen so many pages: few enough that a stretch is short also at rest, and many
 /// enough that a tenth of the regions is hardly ever missed in all the stretches until there is rest.
@@ -115,7 +115,7 @@ mod tests {
         let mut effort = Effort::default();
         parts(&mut effort, 9, REGION);
         let at_rest = [0.01, 0.05, 0.2].map(|budget| (effort.part(budget) * budget * 1e6).round() as u32);
-        assert_eq!(at_rest, [1000, 1000, 4000], "millionths of a core");
+        assert_eq!(at_rest, [500, 1000, 4000], "millionths of a core");
         assert!((effort.part(0.0001) - 1.0).abs() < 1e-9);
     }
 

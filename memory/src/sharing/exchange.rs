@@ -75,11 +75,12 @@ impl Exchange {
     }
 
     /// On which terms there should be an exchange, if that can change anything. `turned_pages` is what others would be told,
-    /// `pressing_pages` those of them on which advice may depend.
+    /// `pressing_pages` those of them on which advice may depend, the less so where all is advised.
     pub fn terms(
         &mut self,
         turned_pages: u64,
         pressing_pages: u64,
+        is_all_advised: bool,
         now: Instant,
     ) -> Result<Option<Terms>, FolderError> {
         let (least, part) = WATCH;
@@ -95,6 +96,7 @@ impl Exchange {
             pressing_pages,
             stable_pages: self.stable_pages,
             of_others: self.seen_version != self.read_version,
+            is_all_advised,
         };
         Ok(news.terms(self.cpu_budget))
     }

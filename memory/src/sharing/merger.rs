@@ -37,6 +37,9 @@ const DIFFERENCE_PART: u64 = 64;
 const BROKEN_PAGES: u64 = 16;
 const BROKEN_PART: u64 = 256;
 
+/// Visits of each region, on average, that are kept until there is an exchange. Where none comes about they are forgotten.
+const PENDING_VISITS: usize = 16;
+
 /// Why pages cannot be merged.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MergerError {
@@ -166,6 +169,9 @@ impl Merger {
         let standing = &mut self.standings[region.number as usize];
         standing.present_pages = counts.present_pages;
         let period = standing.visited.replace(now).map_or(Duration::MAX, |visited| now.duration_since(visited));
+        if self.pending.len() > PENDING_VISITS * self.standings.len() {
+            self.pending.clear();
+        }
         self.pending.push(Pending { region: region.number, found, counts, period });
         self.turned_pages += u64::from(counts.turned_pages);
         // Where all is advised as it is, what is new is what was expected.
@@ -200,7 +206,8 @@ impl Merger {
             self.accounting.note(now, thread_cpu_time().saturating_sub(before));
             accounted?;
         }
-        let yields = match self.exchange.terms(self.turned_pages, self.pressing_pages, now)? {
+        let is_all = self.advisor.is_all();
+        let yields = match self.exchange.terms(self.turned_pages, self.pressing_pages, is_all, now)? {
             Some(terms) if self.exchange.may(terms, now) => {
                 let duplicate_pages = self.exchange(live, now)?;
                 let yields = self.weigh(|_| true, &duplicate_pages);
@@ -261,6 +268,7 @@ impl Merger {
         (self.turned_pages, self.pressing_pages) = (0, 0);
         let Some(exchanged) = exchanged else {
             self.pages = KnownPages::new(self.layout.clone());
+            self.pending.clear();
             return Ok(duplicate_pages);
         };
         let statistics = &mut self.statistics;
