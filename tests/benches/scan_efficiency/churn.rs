@@ -16,11 +16,14 @@ const GUESTS: u64 = 4;
 const HALF_MIB: u64 = 64;
 const HALF_PAGES: u64 = HALF_MIB * MIB / PAGE_SIZE;
 
+/// How long guests leave all as it is, in which it is merged.
+const REST_SECONDS: u64 = 90;
+
 /// Walks that are counted: the first ones make pages of their own of those that were merged.
 const ROUNDS: usize = 24;
 const SKIPPED: usize = 14;
 
-const FLAGS: [&str; 9] = ["--memory", "192M", "--cpus", "1", "--budget", "640M", "--scan-cpu", "5", "--ksm-tune"];
+const FLAGS: [&str; 9] = ["--memory", "192M", "--cpus", "1", "--budget", "1G", "--scan-cpu", "5", "--ksm-tune"];
 
 /// See the top of this file.
 pub fn run() {
@@ -38,8 +41,9 @@ fn start(sharing: &str) -> TestPool {
     let mut pool = TestPool::new(&[&FLAGS[..], &["--sharing", sharing]].concat());
     let walk = format!("walk:{HALF_MIB}M,secs=1,dist=sequential,write=100;idle:0.2");
     // The halves meet inside a region, and what the churning one has there is not many.
-    let program =
-        format!("fill:{HALF_MIB}M,dup=100;fill:{HALF_MIB}M,dup=100;idle:40;repeat:{ROUNDS},({walk});idle:1000000");
+    let program = format!(
+        "fill:{HALF_MIB}M,dup=100;fill:{HALF_MIB}M,dup=100;idle:{REST_SECONDS};repeat:{ROUNDS},({walk});idle:1000000"
+    );
     (0..GUESTS).for_each(|_| pool.start(&program, &[]));
     pool
 }
@@ -50,7 +54,9 @@ fn rates(mut pool: TestPool, is_shared: bool) -> f64 {
         (0..2).for_each(|_| drop(vm.running.wait_for_phase("fill")));
     }
     if is_shared {
+        let filled = Instant::now();
         wait_until("merged pages", &mut pool, |pool| merging_pages(pool) >= GUESTS * 2 * HALF_PAGES * 95 / 100);
+        println!("  merged after {:.1} s", filled.elapsed().as_secs_f64());
     }
     pool.vms.iter_mut().for_each(|vm| drop(vm.running.wait_for_phase("idle")));
     let started = Instant::now();
@@ -89,6 +95,7 @@ fn merging_pages(pool: &TestPool) -> u64 {
 fn wait_until(what: &str, pool: &mut TestPool, holds: impl Fn(&mut TestPool) -> bool) {
     let started = Instant::now();
     while !holds(pool) {
+        assert!(pool.vms.iter_mut().all(|vm| !vm.running.has_ended()), "a VM has ended before {what}");
         assert!(started.elapsed() < LIMIT, "no {what} in time");
         thread::sleep(Duration::from_millis(200));
     }
