@@ -8,7 +8,6 @@ use cistern_memory::sharing::ksm::KsmHost;
 use cistern_tests::control::ask;
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, counter};
-use cistern_tests::process::LIMIT;
 use cistern_tests::storm::{PoolPeak, Probe, Storm};
 use serde_json::json;
 
@@ -144,41 +143,5 @@ fn sharing_ends_as_there_is_room_for_it() {
     let stored = sum(&storm, "evictions.compressed") + sum(&storm, "evictions.duplicate");
     assert!(stored > PAGES / 2, "what does not fit has left: {stored}");
     expect_within(&watch.finish(), storm.budget_bytes());
-    storm.stop();
-}
-
-/// Where nobody gives pages there is never room: nothing waits for that but the unmerging.
-#[test]
-fn sharing_that_cannot_end_holds_nobody_up() {
-    let _ksm = Ksm::hold();
-    let mut storm = Storm::new(80);
-    for seed in 0..4 {
-        let program = format!("{};repeat:100000,(idle:1;verify)", fills("dup=85,text=15", seed));
-        storm.start(32, &program, &[&SHARING[..], &["--reclaim", "off", "--balloon", "off"]].concat());
-    }
-    let watch = storm.watch();
-    storm.wait_until("merged pages", |storm| merged(storm) > 4 * PAGES * 85 / 100 * 9 / 10);
-    switch(&storm, "off");
-    storm.wait_until("want of room", |storm| {
-        storm.members.iter().any(|member| {
-            storm.view().members.iter().any(|view| view.identity.name == member.name && view.report.wants_growth)
-        })
-    });
-    let left = merged(&storm);
-    assert!(left > 1000, "{left} pages are left");
-    let asked = Instant::now();
-    for member in &mut storm.members {
-        assert!(!member.memory()["sharing"]["merging"].is_null(), "{}", member.name);
-        member.wait_for_verify();
-    }
-    assert!(asked.elapsed() < LIMIT);
-    // The user thinks better of it.
-    switch(&storm, "zero,store,ksm");
-    storm.wait_until("merged pages", |storm| merged(storm) > left);
-    storm.wait_until("contentment", |storm| storm.view().members.iter().all(|member| !member.report.wants_growth));
-    show(&storm);
-    expect_within(&watch.finish(), storm.budget_bytes());
-    // One that waits for room ends all the same.
-    switch(&storm, "off");
     storm.stop();
 }
