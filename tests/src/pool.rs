@@ -11,6 +11,7 @@ use cistern_memory::policy::allocator::{Claim, IdleTax, grants};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::ksm::DrivenPool;
 use crate::paged::{PagedVm, folder_on_disk};
 use crate::process::{Finished, LIMIT};
 use crate::watch::pss_bytes;
@@ -23,10 +24,12 @@ const STEADY_LOOKS: usize = 5;
 
 /// A pool and its members, in the order in which they came.
 pub struct TestPool {
-    folder: TempDir,
     flags: Vec<String>,
     /// The VMs.
     pub vms: Vec<PagedVm>,
+    // Dropped after them, and before the folder.
+    _driven: DrivenPool,
+    folder: TempDir,
 }
 
 /// A member at a moment.
@@ -50,7 +53,9 @@ impl Look {
 impl TestPool {
     /// A pool whose members are all started with these flags.
     pub fn new(flags: &[&str]) -> Self {
-        Self { folder: folder_on_disk(), flags: flags.iter().map(|&flag| flag.to_owned()).collect(), vms: Vec::new() }
+        let folder = folder_on_disk();
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        Self { flags, vms: Vec::new(), _driven: DrivenPool::new(folder.path()), folder }
     }
 
     /// Its folder.

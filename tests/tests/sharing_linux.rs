@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cistern_tests::guest_memory::GuestMemory;
 use cistern_tests::guests::Guest;
-use cistern_tests::ksm::Ksm;
+use cistern_tests::ksm::{DrivenPool, Ksm};
 use cistern_tests::paged::{MIB, folder_on_disk};
 use cistern_tests::process::{LIMIT, Running, binary};
 
@@ -17,12 +17,14 @@ const MERGED_BYTES: u64 = 12 * MIB;
 fn two_linux_guests_merge_what_they_have_in_common_and_go_on() {
     let _ksm = Ksm::hold();
     let folder = folder_on_disk();
+    // Dropped after the guests.
+    let pool = DrivenPool::new(&folder.path().join("pool"));
     let kernel = Guest::Vmlinux.build().expect("the kernel");
     let initrd = Guest::Initramfs.build().expect("the initramfs");
     let start = |number: usize| {
         let mut command = Command::new(binary());
         command.args(["run", "--memory", "64M", "--name", &format!("linux{number}"), "--pool"]);
-        command.arg(folder.path().join("pool")).args(["--budget", "1G", "--sharing", "zero,store,ksm", "--ksm-tune"]);
+        command.arg(pool.folder()).args(["--budget", "1G", "--sharing", "zero,store,ksm", "--ksm-tune"]);
         command.arg("--api-sock").arg(folder.path().join(format!("socket{number}"))).arg("--kernel").arg(&kernel);
         command.arg("--initrd").arg(&initrd).arg("--cmdline");
         command.arg(format!("init.run=\"exec -a hold /init 8M 2M {number}\"")).stdin(Stdio::null());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use cistern_tests::control::ask;
 use cistern_tests::guest_memory::GuestMemory;
 use cistern_tests::guests::Guest;
+use cistern_tests::ksm::DrivenPool;
 use cistern_tests::paged::folder_on_disk;
 use cistern_tests::process::{Running, binary, probe};
 use cistern_tests::watch::Still;
@@ -28,15 +29,18 @@ pub struct Member {
 
 /// See the top of this file.
 pub struct Guests {
-    folder: TempDir,
     /// In the order in which they came.
     pub members: Vec<Member>,
+    // Dropped after them, and before the folder.
+    pool: DrivenPool,
+    folder: TempDir,
 }
 
 impl Guests {
     /// Nobody yet.
     pub fn new() -> Self {
-        Self { folder: folder_on_disk(), members: Vec::new() }
+        let folder = folder_on_disk();
+        Self { members: Vec::new(), pool: DrivenPool::new(&folder.path().join("pool")), folder }
     }
 
     /// A probe that runs this program.
@@ -59,7 +63,7 @@ impl Guests {
         let name = format!("vm{}", self.members.len());
         let socket = self.folder.path().join(&name);
         let mut command = Command::new(binary());
-        command.args(["run", "--name", &name, "--pool"]).arg(self.folder.path().join("pool"));
+        command.args(["run", "--name", &name, "--pool"]).arg(self.pool.folder());
         command.args(["--budget", BUDGET, "--sharing", "off", "--ksm-tune", "--api-sock"]).arg(&socket);
         command.arg("--kernel").arg(kernel).args(arguments).stdin(Stdio::null());
         let running = Running::spawn(command);
