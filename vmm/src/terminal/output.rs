@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Writes straight to a descriptor: no buffer between the guest's console and whoever watches it. A descriptor that
 /// somebody else made non-blocking (terminals and pipes are shared) is waited for like any other.
@@ -19,7 +20,8 @@ pub struct ConsoleOutput {
 pub struct OutputCut(Arc<AtomicBool>);
 
 impl OutputCut {
-    /// From now on output is lost instead of waited for. A thread that waits already sees it with its next signal.
+    /// From now on output that there is no room for is lost instead of waited for. A thread that waits already sees it with
+    /// its next signal.
     pub fn cut(&self) {
         // Guards nothing but itself.
         self.0.store(true, Ordering::Relaxed);
@@ -41,11 +43,17 @@ impl ConsoleOutput {
 impl Write for ConsoleOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
+            let mut part = bytes;
             if self.cut.load(Ordering::Relaxed) {
-                return Err(ErrorKind::BrokenPipe.into());
+                if !has_room(&self.file, Some(Duration::ZERO))? {
+                    return Err(io::Error::new(ErrorKind::TimedOut, "nobody reads it"));
+                }
+                part = &bytes[..bytes.len().min(libc::PIPE_BUF)];
             }
-            match self.file.write(bytes) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => wait_for_room(&self.file)?,
+            match self.file.write(part) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    has_room(&self.file, None)?;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,
             }
@@ -57,15 +65,18 @@ impl Write for ConsoleOutput {
     }
 }
 
-fn wait_for_room(file: &File) -> io::Result<()> {
+/// Waits until a write of at most `PIPE_BUF` bytes would not wait (pipe(7)), or for `limit`; whether it is so. An error or a
+/// closed reader counts as room, and shows in the next write.
+fn has_room(file: &File, limit: Option<Duration>) -> io::Result<bool> {
+    let limit_ms = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
     let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one pollfd, as said. An error or a closed reader ends the wait too, and shows in the next write.
-    match unsafe { libc::poll(&mut poll, 1, -1) } {
+    // SAFETY: one pollfd, as said.
+    match unsafe { libc::poll(&mut poll, 1, limit_ms) } {
         -1 => Err(io::Error::last_os_error()).or_else(|error| match error.kind() {
-            ErrorKind::Interrupted => Ok(()),
+            ErrorKind::Interrupted => Ok(false),
             _ => Err(error),
         }),
-        _ => Ok(()),
+        ready => Ok(ready > 0),
     }
 }
 
@@ -112,6 +123,18 @@ mod tests {
         output.output_cut().cut();
         // More than a pipe holds: uncut it would wait for ever.
         let error = output.write_all(&[0; 1 << 20]).expect_err("cut");
-        assert_eq!(error.kind(), ErrorKind::BrokenPipe);
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn output_that_is_cut_takes_what_there_is_room_for() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut output = ConsoleOutput::new(writer.into());
+        output.output_cut().cut();
+        output.write_all(b"last words").expect("an empty pipe");
+        drop(output);
+        let mut received = String::new();
+        reader.read_to_string(&mut received).expect("a pipe that reads");
+        assert_eq!(received, "last words");
     }
 }
