@@ -12,10 +12,17 @@ use anyhow::{Context, Result, bail};
 
 use crate::debian::CloudKernel;
 use crate::initramfs::Initramfs;
-use crate::qemu::{Machine, Output};
+use crate::qemu::{End, Machine, Output};
 
-/// The nested host's kernel now and then oopses while it boots under emulation; so many boots are tried.
+/// The nested host's kernel now and then oopses while it boots under emulation, or stands still; so many boots are tried.
 const BOOT_ATTEMPTS: u32 = 3;
+
+/// A line that the nested host prints all the while: with a thread for each CPU, QEMU now and then loses an interrupt between
+/// them, after which both wait for ever.
+const HEARTBEAT: &str = "lab: alive";
+const HEARTBEAT_SECONDS: u64 = 10;
+/// So long without one tells that from a busy machine.
+const LONGEST_SILENCE: Duration = Duration::from_secs(18 * HEARTBEAT_SECONDS);
 
 /// Starts the line that says a step begins or has ended. Followed by a space and the step's number, and at the end by
 /// another and its status.
@@ -62,7 +69,7 @@ pub struct Transcript {
     pub steps: Vec<Step>,
     /// What the nested host's kernel printed.
     pub console: String,
-    /// How many boots it took; more than one when the nested host's own kernel failed before the first step.
+    /// How many boots it took; more than one when the nested host's own kernel failed before the first step, or stood still.
     pub boots: u32,
 }
 
@@ -139,10 +146,13 @@ impl Lab {
     /// Boots the nested host, runs the steps, at most for `limit`, and returns what they did.
     ///
     /// # Errors
-    /// QEMU cannot run; the nested host did not come to the first step, in [`BOOT_ATTEMPTS`] boots if it was its own
-    /// kernel that failed. A step that fails is no error here: see [`Transcript::check`].
+    /// QEMU cannot run; the nested host did not come to the first step, or stood still as a whole, in [`BOOT_ATTEMPTS`] boots
+    /// if it was its own kernel that failed. A step that fails is no error here: see [`Transcript::check`].
     pub fn run(mut self, limit: Duration) -> Result<Transcript> {
-        let mut script = String::from("exec >/dev/ttyS1 2>&1 </dev/null\n");
+        let mut script = format!(
+            "(while echo '<0>{HEARTBEAT}' > /dev/kmsg; do sleep {HEARTBEAT_SECONDS}; done) &\n\
+             exec >/dev/ttyS1 2>&1 </dev/null\n"
+        );
         for (number, (_, step)) in self.steps.iter().enumerate() {
             let path = format!("/lab/{number}");
             self.initramfs.add_bytes(&path, step.as_bytes());
@@ -162,24 +172,26 @@ impl Lab {
             cpus: 2,
             one_thread: self.one_thread,
             arguments: &self.arguments,
+            longest_silence: LONGEST_SILENCE,
         };
         let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.kernel.version();
         let mut boots = 1;
         loop {
-            let Output { ttys0: console, ttys1, timed_out } = machine.run(limit)?;
+            let Output { ttys0, ttys1, end } = machine.run(limit)?;
+            let console = without_heartbeat(&ttys0);
             let steps = parse_steps(&ttys1, &self.steps);
-            if !steps.is_empty() {
-                return Ok(Transcript { steps, console, boots });
-            }
-            if !has_oops(&console) {
-                let how = if timed_out { "ran out of time" } else { "stopped" };
-                bail!("nested host {version}: {how} before its first step; its console:\n{console}");
-            }
+            let failure = match end {
+                End::Silent => "stood still",
+                _ if !steps.is_empty() => return Ok(Transcript { steps, console, boots }),
+                _ if has_oops(&console) => "had a kernel that failed",
+                End::OutOfTime => bail!("nested host {version}: ran out of time before its first step:\n{console}"),
+                End::Stopped => bail!("nested host {version}: stopped before its first step:\n{console}"),
+            };
             if boots == BOOT_ATTEMPTS {
-                bail!("nested host {version}: its kernel failed in {boots} boots; the last one's console:\n{console}");
+                bail!("nested host {version}: {failure} in the last of {boots} boots; steps:\n{steps:?}\n{console}");
             }
-            eprintln!("nested host {version}: its kernel failed while booting, attempt {boots} of {BOOT_ATTEMPTS}");
+            eprintln!("nested host {version}: {failure} in boot {boots} of {BOOT_ATTEMPTS}; steps: {steps:?}");
             boots += 1;
         }
     }
@@ -214,6 +226,11 @@ impl Transcript {
         }
         Ok(())
     }
+}
+
+/// What the console shows besides the heartbeat.
+fn without_heartbeat(console: &str) -> String {
+    console.split_inclusive('\n').filter(|line| !line.contains(HEARTBEAT)).collect()
 }
 
 fn has_oops(console: &str) -> bool {
@@ -251,6 +268,11 @@ mod tests {
         let found = parse_steps(output, &two_steps());
         assert_eq!(found[0], Step { name: "first".into(), status: Some(0), output: "a\nb\n".into() });
         assert_eq!(found[1], Step { name: "second".into(), status: Some(3), output: "no newline".into() });
+    }
+
+    #[test]
+    fn the_heartbeat_is_not_shown() {
+        assert_eq!(without_heartbeat("[ 1.2] lab: alive\noops\n[ 9.8] lab: alive\nend"), "oops\nend");
     }
 
     #[test]

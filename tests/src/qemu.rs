@@ -29,6 +29,19 @@ pub struct Machine<'a> {
     pub one_thread: bool,
     /// Further arguments, like `-device` ones.
     pub arguments: &'a [String],
+    /// The guest writes to its first port at least this often; when it does not, it stands still for good.
+    pub longest_silence: Duration,
+}
+
+/// How a machine's run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It stopped by itself.
+    Stopped,
+    /// It was stopped at the end of its time.
+    OutOfTime,
+    /// It was stopped because nothing came from its first port any more.
+    Silent,
 }
 
 /// What a machine wrote to its serial ports.
@@ -38,8 +51,8 @@ pub struct Output {
     pub ttys0: String,
     /// Second port.
     pub ttys1: String,
-    /// It did not stop by itself and was stopped at the end of its time.
-    pub timed_out: bool,
+    /// How it ended.
+    pub end: End,
 }
 
 impl Machine<'_> {
@@ -76,23 +89,29 @@ impl Machine<'_> {
         }
         let mut child = Running(command.spawn().context("qemu-system-x86_64 (Debian package qemu-system-x86)")?);
         let deadline = Instant::now() + limit;
-        let status = loop {
+        let (mut written_bytes, mut last_written) = (0, Instant::now());
+        let end = loop {
             if let Some(status) = child.0.try_wait()? {
-                break Some(status);
+                if !status.success() {
+                    bail!("qemu-system-x86_64: {status}: {}", fs::read_to_string(&errors)?.trim_end());
+                }
+                break End::Stopped;
+            }
+            let bytes = fs::metadata(&ports[0]).map_or(0, |file| file.len());
+            if bytes != written_bytes {
+                (written_bytes, last_written) = (bytes, Instant::now());
             }
             if Instant::now() > deadline {
-                break None;
+                break End::OutOfTime;
+            }
+            if last_written.elapsed() > self.longest_silence {
+                break End::Silent;
             }
             thread::sleep(POLL_INTERVAL);
         };
         drop(child);
-        if let Some(status) = status
-            && !status.success()
-        {
-            bail!("qemu-system-x86_64: {status}: {}", fs::read_to_string(&errors)?.trim_end());
-        }
         let [ttys0, ttys1] = ports.map(|port| fs::read(port).unwrap_or_default());
-        Ok(Output { ttys0: text(&ttys0), ttys1: text(&ttys1), timed_out: status.is_none() })
+        Ok(Output { ttys0: text(&ttys0), ttys1: text(&ttys1), end })
     }
 }
 
