@@ -1,5 +1,6 @@
 //! Merged pages under everything at once, and sharing that ends where there is no room for it.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,18 +9,33 @@ use cistern_memory::sharing::ksm::KsmHost;
 use cistern_tests::control::ask;
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, counter};
+use cistern_tests::process::LIMIT;
 use cistern_tests::storm::{PoolPeak, Probe, Storm};
 use serde_json::json;
 
 const SHARING: [&str; 5] = ["--sharing", "zero,store,ksm", "--scan-cpu", "20", "--ksm-tune"];
 
-/// Pages that a guest fills: 24 MiB. What is called `dup` there all guests have, and each has once.
-const PAGES: u64 = 24 * MIB / PAGE_SIZE;
+/// Pages that a guest fills. What is called `dup` there all guests have, and each has once.
+const PAGES: u64 = 14 * MIB / PAGE_SIZE;
 
-/// Fills them no faster than pages are merged: what would not fit is not there any more.
-fn fills(kinds: &str, seed: usize) -> String {
-    let steps: Vec<_> = (0..6).map(|_| format!("fill:4M,{kinds},seed={seed};idle:2")).collect();
-    steps.join(";")
+fn fill(kinds: &str, seed: usize) -> String {
+    format!("fill:14M,{kinds},seed={seed}")
+}
+
+/// Fills a pool of 80 MiB with guests that do not fit unless they are merged. The first ones fit: pages that have left before
+/// ksmd has come by are not merged, however fast it is.
+#[track_caller]
+fn overfill(storm: &mut Storm, kinds: &str, arguments: &[&str]) {
+    for seed in 0..6 {
+        if seed == 4 {
+            storm.wait_until("merged pages", |storm| merged(storm) > 2 * PAGES);
+        }
+        let program = format!("{};repeat:100000,(idle:1;verify)", fill(kinds, seed));
+        storm.start(32, &program, &[&SHARING[..], arguments].concat());
+    }
+    for member in &mut storm.members {
+        member.wait_for_verify();
+    }
 }
 
 #[track_caller]
@@ -42,6 +58,13 @@ fn merging_pages(member: &Probe) -> u64 {
 
 fn merged(storm: &Storm) -> u64 {
     storm.members.iter().map(merging_pages).sum()
+}
+
+/// How many members have merged pages that wait for room to be unmerged.
+#[track_caller]
+fn waiting(storm: &Storm) -> usize {
+    let waits = |member: &&Probe| member.memory()["sharing"]["merging"]["waits_for_room"] == true;
+    storm.members.iter().filter(waits).count()
 }
 
 /// A counter of all members.
@@ -73,48 +96,57 @@ fn show(storm: &Storm) {
 fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
     let _ksm = Ksm::hold();
     let mut storm = Storm::new(44);
-    let sampling = ["--sample-period", "300ms", "--sample-pages", "400", "--track"];
-    for seed in 0..4 {
-        let dup = "dup=70,zero=5,text=15,random=10";
-        let program = format!(
-            "{};repeat:100000,(walk:20M,secs=1,write=20,dist=zipf;free:2M;fill:2M,{dup},seed={seed};\
-             free:2M,silent;idle:0.5;fill:2M,{dup},seed={seed};verify)",
-            fills(dup, seed)
-        );
-        storm.start(32, &program, &[&SHARING[..], &sampling].concat());
+    let arguments = [&SHARING[..], &["--sample-period", "300ms", "--sample-pages", "400", "--track"]].concat();
+    let kinds = "dup=70,zero=5,text=15,random=10";
+    // These fit, so they are merged before any page has to go.
+    for seed in 0..2 {
+        let work = "walk:2M,secs=1,write=20,dist=zipf;idle:1;verify";
+        storm.start(32, &format!("{};repeat:100000,({work})", fill(kinds, seed)), &arguments);
     }
     let watch = storm.watch();
-    // What is compressed before ksmd has come by is not merged: how much that is depends on the machine.
-    storm.wait_until("merged pages", |storm| merged(storm) > 1000);
-    let end = Instant::now() + Duration::from_secs(30);
-    let mut most_merged = 0;
-    for round in 0.. {
-        if Instant::now() > end {
-            break;
-        }
+    storm.wait_until("merged pages", |storm| merged(storm) > PAGES / 2);
+    for seed in 2..4 {
+        let again = format!("fill:2M,{kinds},seed={seed}");
+        let work =
+            format!("walk:14M,secs=1,write=20,dist=zipf;free:2M;{again};free:2M,silent;idle:0.5;{again};verify",);
+        storm.start(32, &format!("fill:16M,{kinds},seed={seed};repeat:100000,({work})"), &arguments);
+    }
+    for member in &mut storm.members {
+        member.wait_for_verify();
+    }
+    let mut still = BTreeSet::from([
+        "evictions.broken",
+        "evictions.freed",
+        "evictions.zero_freed",
+        "evictions.compressed",
+        "refaults.aside.pages",
+        "pool.sample_periods",
+        "pool.balloon_given_bytes",
+        "reported_bytes",
+    ]);
+    let before: Vec<_> = still.iter().map(|path| (*path, sum(&storm, path))).collect();
+    let (began, mut most_merged, mut round) = (Instant::now(), 0, 0);
+    // All of it at once: what happened before there was a crowd does not count.
+    while !still.is_empty() || began.elapsed() < Duration::from_secs(20) {
         // One balloon after the other grows, and gives back.
         let amount_mib = [Some(12), Some(2), None][round % 3];
         let member = &storm.members[round / 3 % 4];
         patch(member, "/balloon", &json!({ "amount_mib": amount_mib }));
-        most_merged = most_merged.max(merged(&storm));
         thread::sleep(Duration::from_millis(700));
+        most_merged = most_merged.max(merged(&storm));
+        before.iter().filter(|(path, count)| sum(&storm, path) > *count).for_each(|(path, _)| {
+            still.remove(path);
+        });
+        storm.expect_alive();
+        assert!(began.elapsed() < LIMIT, "nothing has become of {still:?}");
+        round += 1;
     }
     for member in &mut storm.members {
         member.wait_for_verify();
     }
     show(&storm);
     println!("at most {most_merged} pages were merged");
-    for path in [
-        "evictions.broken",
-        "evictions.freed",
-        "evictions.zero_freed",
-        "refaults.aside.pages",
-        "pool.sample_periods",
-        "pool.balloon_given_bytes",
-        "reported_bytes",
-    ] {
-        assert!(sum(&storm, path) > 0, "{path}");
-    }
+    assert!(most_merged > 0, "pages were merged all the while");
     expect_within(&watch.finish(), storm.budget_bytes());
     storm.stop();
 }
@@ -124,12 +156,8 @@ fn merged_pages_are_written_evicted_ballooned_reported_and_sampled() {
 fn sharing_ends_as_there_is_room_for_it() {
     let _ksm = Ksm::hold();
     let mut storm = Storm::new(80);
-    for seed in 0..4 {
-        let program = format!("{};repeat:100000,(idle:2;verify)", fills("dup=80,text=20", seed));
-        storm.start(32, &program, &SHARING);
-    }
+    overfill(&mut storm, "dup=80,text=20", &[]);
     let watch = storm.watch();
-    storm.wait_until("merged pages", |storm| merged(storm) > 4 * PAGES * 80 / 100 * 9 / 10);
     let before = storm.taken_bytes();
     switch(&storm, "off");
     storm.wait_until("end of sharing", |storm| {
@@ -143,5 +171,42 @@ fn sharing_ends_as_there_is_room_for_it() {
     let stored = sum(&storm, "evictions.compressed") + sum(&storm, "evictions.duplicate");
     assert!(stored > PAGES / 2, "what does not fit has left: {stored}");
     expect_within(&watch.finish(), storm.budget_bytes());
+    storm.stop();
+}
+
+/// Where nobody gives pages there is never room: what has none stays merged, and nothing else waits for that.
+#[test]
+fn sharing_that_cannot_end_holds_nobody_up() {
+    let _ksm = Ksm::hold();
+    let mut storm = Storm::new(80);
+    // Cleared pages go back to the host until sharing is off, and are touched again after that.
+    overfill(&mut storm, "dup=84,text=15,zero=1", &["--reclaim", "off", "--balloon", "off"]);
+    let watch = storm.watch();
+    switch(&storm, "off");
+    storm.wait_until("want of room", |storm| waiting(storm) > 0);
+    // As long as any goes on to unmerge, and a while longer.
+    let mut left = u64::MAX;
+    loop {
+        for member in &mut storm.members {
+            member.wait_for_verify();
+            member.wait_for_verify();
+        }
+        let now = merged(&storm);
+        if now >= std::mem::replace(&mut left, now) {
+            break;
+        }
+    }
+    println!("{left} pages stay merged");
+    assert!(left > 1000, "{left}");
+    storm.wait_until("contentment", |storm| storm.view().members.iter().all(|member| !member.report.wants_growth));
+    assert!(waiting(&storm) > 0);
+    // The user thinks better of it.
+    switch(&storm, "zero,store,ksm");
+    storm.wait_until("merged pages", |storm| merged(storm) > left);
+    assert_eq!(waiting(&storm), 0);
+    show(&storm);
+    expect_within(&watch.finish(), storm.budget_bytes());
+    // One that waits for room ends all the same.
+    switch(&storm, "off");
     storm.stop();
 }

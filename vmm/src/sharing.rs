@@ -58,11 +58,14 @@ pub fn rows(report: &Value) -> Vec<(&'static str, String)> {
         rows.push((
             "ksm",
             format!(
-                "{} merged, {} saved, {} written to since; {} waiting",
+                "{} merged, {} saved, {} written to since; {}",
                 pages(&merging["merged_pages"]),
                 size(number(&merging["saved_bytes"])),
                 pages(&merging["broken_pages"]),
-                pages(&merging["waiting_pages"]),
+                match merging["waits_for_room"].as_bool() {
+                    Some(true) => "off, stays merged until there is room".to_owned(),
+                    _ => format!("{} waiting", pages(&merging["waiting_pages"])),
+                },
             ),
         ));
         rows.push((
@@ -124,6 +127,14 @@ mod tests {
              host        ksmd looks at 100 pages every 20 ms, 7 pages shared by 63 more, 9 full scans\n\
              failures    2, the last: pool: it is full"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_unmerged_is_said() {
+        let merging = json!({"merged_pages": 1024, "saved_bytes": 3 << 20, "waits_for_room": true});
+        let text = render(&json!({"mechanisms": "zero", "merging": merging}));
+        let line = "ksm         4M merged, 3M saved, 0 written to since; off, stays merged until there is room";
+        assert_eq!(text.lines().nth(4), Some(line), "{text}");
     }
 
     #[test]

@@ -115,6 +115,7 @@ impl Record for OrdersRecord {
         encoder.u64(standing.orders.grant_bytes);
         encoder.option(standing.orders.reclaim_to_bytes);
         encoder.u64(standing.orders.grow_to_bytes);
+        encoder.u64(standing.orders.unmerge_to_bytes);
         encoder.u64(standing.orders.balloon_target_bytes);
     }
 
@@ -129,6 +130,7 @@ impl Record for OrdersRecord {
                 grant_bytes: decoder.u64()?,
                 reclaim_to_bytes: decoder.option()?,
                 grow_to_bytes: decoder.u64()?,
+                unmerge_to_bytes: decoder.u64()?,
                 balloon_target_bytes: decoder.u64()?,
             },
         };
@@ -210,6 +212,7 @@ fn encode_report(report: &Report, encoder: &mut Encoder<'_>) {
     encoder.u8(report.balloon as u8);
     encoder.bool(report.wants_growth);
     encoder.bool(report.can_reclaim);
+    encoder.u64(report.owed_bytes);
     encoder.u64(report.grow_to_bytes);
     encoder.u64(report.orders_time_ns);
     encoder.u64(report.refaults);
@@ -245,6 +248,7 @@ fn decode_report(decoder: &mut Decoder<'_>) -> Option<Report> {
         balloon: BalloonHealth::from_number(decoder.u8()?)?,
         wants_growth: decoder.bool()?,
         can_reclaim: decoder.bool()?,
+        owed_bytes: decoder.u64()?,
         grow_to_bytes: decoder.u64()?,
         orders_time_ns: decoder.u64()?,
         refaults: decoder.u64()?,
@@ -283,6 +287,7 @@ impl Report {
         Self {
             charge_bytes: self.charge_bytes.min(MAXIMUM_BYTES),
             own_bytes: self.own_bytes.min(MAXIMUM_BYTES),
+            owed_bytes: self.owed_bytes.min(MAXIMUM_BYTES),
             grow_to_bytes: self.grow_to_bytes.min(MAXIMUM_BYTES),
             touched_bytes: part(self.touched_bytes),
             active_bytes: part(self.active_bytes),
@@ -312,6 +317,7 @@ impl Orders {
             grant_bytes: bounded(self.grant_bytes),
             reclaim_to_bytes: self.reclaim_to_bytes.map(bounded),
             grow_to_bytes: bounded(self.grow_to_bytes),
+            unmerge_to_bytes: bounded(self.unmerge_to_bytes),
             balloon_target_bytes: bounded(self.balloon_target_bytes),
         }
     }

@@ -96,6 +96,8 @@ pub struct Report {
     pub wants_growth: bool,
     /// Pages can be taken from the guest without its help.
     pub can_reclaim: bool,
+    /// What of the charge is others': what they come to cost by pages that are merged with theirs no more, until they know.
+    pub owed_bytes: u64,
     /// How far it may grow by the orders it carries out.
     pub grow_to_bytes: u64,
     /// When those orders were decided; 0 before the first.
@@ -124,6 +126,8 @@ pub struct Orders {
     pub reclaim_to_bytes: Option<u64>,
     /// What to grow up to without asking again.
     pub grow_to_bytes: u64,
+    /// What of that merged pages may be unmerged up to.
+    pub unmerge_to_bytes: u64,
     /// What to ask of the balloon.
     pub balloon_target_bytes: u64,
 }

@@ -90,6 +90,7 @@ impl Leader {
                     grant_bytes,
                     reclaim_to_bytes: told.reclaim_to_bytes,
                     grow_to_bytes: told.grow_to_bytes.min(MAXIMUM_BYTES),
+                    unmerge_to_bytes: told.unmerge_to_bytes.min(MAXIMUM_BYTES),
                     balloon_target_bytes: told.balloon_target_bytes,
                 };
                 (member.id, orders)
@@ -142,6 +143,7 @@ fn rest_orders(identity: &Identity) -> Orders {
         grant_bytes: identity.size_bytes.min(identity.limit_bytes),
         reclaim_to_bytes: None,
         grow_to_bytes: MAXIMUM_BYTES,
+        unmerge_to_bytes: MAXIMUM_BYTES,
         balloon_target_bytes: 0,
     }
 }
@@ -175,6 +177,7 @@ fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64, committed_byte
         guest_free_bytes: report.guest_free_bytes,
         balloon: report.balloon,
         wants_growth: report.wants_growth,
+        owed_bytes: report.owed_bytes,
         has_backing: report.can_reclaim,
     }
 }

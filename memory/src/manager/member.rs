@@ -12,6 +12,7 @@ use crate::balloon::Balloon;
 use crate::ledger::{JoinRequest, Leadership, MAXIMUM_BYTES, Membership, PoolView, Report, StandingOrders, now_ns};
 use crate::pager::{Limits, Pager, PagerError, PagerUsage};
 use crate::policy::brake::ProactiveStep;
+use crate::policy::ladder::unmerging_limit_bytes;
 use crate::policy::watermark::Level;
 use crate::pressure::Pressure;
 use crate::ram::PAGE_SIZE;
@@ -198,7 +199,8 @@ impl Member {
         }
         self.own_bytes = self.own_memory.bytes(&pager, 0, Instant::now()).map_err(ManagerError::Proc)?;
         self.guest = Some(Guest { usage: pager.usage(), estimate: None, pager, balloon });
-        self.keep_to(Limits { grow_to_bytes: Some(self.in_force.1), reclaim_to_bytes: None, is_firm: true })
+        let grow_to_bytes = Some(self.in_force.1);
+        self.keep_to(Limits { grow_to_bytes, unmerge_to_bytes: grow_to_bytes, reclaim_to_bytes: None, is_firm: true })
     }
 
     /// One look round. Returns how long to rest.
@@ -309,6 +311,7 @@ impl Member {
             self.in_force.1 = kept_bytes;
             return self.keep_to(Limits {
                 grow_to_bytes: Some(kept_bytes),
+                unmerge_to_bytes: Some(0),
                 reclaim_to_bytes: Some(kept_bytes),
                 is_firm: true,
             });
@@ -319,6 +322,7 @@ impl Member {
         let exchange_bytes = (is_at_grant && waited_lately).then_some(orders.grow_to_bytes);
         let kept = self.keep_to(Limits {
             grow_to_bytes: Some(orders.grow_to_bytes),
+            unmerge_to_bytes: Some(orders.unmerge_to_bytes),
             reclaim_to_bytes: orders.reclaim_to_bytes.or(exchange_bytes),
             is_firm: true,
         });
@@ -361,6 +365,10 @@ impl Member {
         let least = |left: Option<u64>, right: Option<u64>| left.into_iter().chain(right).min();
         pager.set_limits(Limits {
             grow_to_bytes: least(of_guest(limits.grow_to_bytes), own_limit),
+            unmerge_to_bytes: least(
+                of_guest(limits.unmerge_to_bytes),
+                own_limit.map(|bytes| unmerging_limit_bytes(bytes, reclaims)),
+            ),
             reclaim_to_bytes: least(of_guest(limits.reclaim_to_bytes), own_limit).filter(|_| reclaims),
             is_firm: limits.is_firm,
         })?;

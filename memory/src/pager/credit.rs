@@ -13,6 +13,8 @@ pub struct Limits {
     pub reclaim_to_bytes: Option<u64>,
     /// A page that would make them cost more waits.
     pub grow_to_bytes: Option<u64>,
+    /// Merged pages that would make them cost more stay merged, besides those that would pass the limit of growth.
+    pub unmerge_to_bytes: Option<u64>,
     /// The guest waits even when none of its pages can leave: others give. Otherwise it grows beyond the limit then.
     pub is_firm: bool,
 }
@@ -20,7 +22,12 @@ pub struct Limits {
 impl Limits {
     /// For a VM that has only itself to take from.
     pub fn alone(limit_bytes: Option<u64>) -> Self {
-        Self { reclaim_to_bytes: limit_bytes, grow_to_bytes: limit_bytes, is_firm: false }
+        Self {
+            reclaim_to_bytes: limit_bytes,
+            grow_to_bytes: limit_bytes,
+            unmerge_to_bytes: limit_bytes,
+            is_firm: false,
+        }
     }
 }
 
@@ -30,6 +37,7 @@ impl Limits {
 pub(super) struct Credit {
     reclaim_to_bytes: AtomicU64,
     grow_to_bytes: AtomicU64,
+    unmerge_to_bytes: AtomicU64,
     is_firm: AtomicBool,
     /// Nothing more can be evicted: growth is granted all the same.
     exhausted: AtomicBool,
@@ -45,6 +53,7 @@ impl Default for Credit {
         Self {
             reclaim_to_bytes: AtomicU64::new(NONE),
             grow_to_bytes: AtomicU64::new(NONE),
+            unmerge_to_bytes: AtomicU64::new(NONE),
             is_firm: AtomicBool::new(false),
             exhausted: AtomicBool::new(false),
             released: AtomicBool::new(false),
@@ -71,6 +80,7 @@ impl Credit {
         Limits {
             reclaim_to_bytes: limit(&self.reclaim_to_bytes),
             grow_to_bytes: limit(&self.grow_to_bytes),
+            unmerge_to_bytes: limit(&self.unmerge_to_bytes),
             is_firm: self.is_firm.load(Ordering::Relaxed),
         }
     }
@@ -78,6 +88,7 @@ impl Credit {
     pub fn set_limits(&self, limits: Limits) {
         self.reclaim_to_bytes.store(limits.reclaim_to_bytes.unwrap_or(NONE), Ordering::Relaxed);
         self.grow_to_bytes.store(limits.grow_to_bytes.unwrap_or(NONE), Ordering::Relaxed);
+        self.unmerge_to_bytes.store(limits.unmerge_to_bytes.unwrap_or(NONE), Ordering::Relaxed);
         self.is_firm.store(limits.is_firm, Ordering::Relaxed);
         self.set_exhausted(false);
     }
@@ -119,6 +130,12 @@ impl Credit {
             Growth::Wait
         }
     }
+
+    /// May merged pages of a guest that costs `charge_bytes` become pages of its own that cost `bytes`?
+    pub fn may_unmerge(&self, charge_bytes: u64, bytes: u64) -> bool {
+        let room = self.unmerge_to_bytes.load(Ordering::Relaxed).saturating_sub(charge_bytes);
+        (room >= bytes || self.released.load(Ordering::Relaxed)) && self.ask(charge_bytes, bytes) != Growth::Wait
+    }
 }
 
 #[cfg(test)]
@@ -140,5 +157,18 @@ mod tests {
         assert_eq!(credit.ask(20_000, 4096), Growth::Wait);
         credit.release();
         assert_eq!(credit.ask(20_000, 4096), Growth::Granted(4096));
+    }
+
+    #[test]
+    fn unmerging_leaves_room_to_growth() {
+        let credit = Credit::default();
+        assert!(credit.may_unmerge(1 << 40, 4096));
+        let limits = Limits { is_firm: true, ..Limits::alone(Some(10_000)) };
+        credit.set_limits(Limits { unmerge_to_bytes: Some(9_000), ..limits });
+        assert!(credit.may_unmerge(4_904, 4096) && !credit.may_unmerge(4_905, 4096));
+        credit.set_limits(Limits { unmerge_to_bytes: Some(20_000), ..limits });
+        assert!(credit.may_unmerge(5_904, 4096) && !credit.may_unmerge(5_905, 4096), "nor more than growth");
+        credit.release();
+        assert!(credit.may_unmerge(30_000, 4096));
     }
 }

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::ram::PAGE_SIZE;
@@ -16,10 +16,10 @@ use crate::userfault::UserfaultSupport;
 
 use super::classify::{self, Mapped};
 use super::config::EvictionMethod;
-use super::credit::Growth;
 use super::frames::bytes;
 use super::page_set::PageSet;
 use super::paged::{Kernel, Paged};
+use super::saving::Saving;
 use super::{Pager, PagerError};
 
 /// Pages unmerged together: what a guest is kept waiting for, and what room is asked for at a time.
@@ -32,17 +32,12 @@ const HELD_PAGES: u64 = 512;
 #[derive(Debug)]
 pub(super) struct Merged {
     pages: PageSet,
-    // As of the last look, less a whole page for each that was written to since: whatever it was shared by.
-    saved_bytes: AtomicU64,
-    /// The most of a merged page that is saved, in billionths. Alone: the next count takes it.
-    most_saved: AtomicU64,
+    saving: Saving,
 }
-
-const BILLION: f64 = 1e9;
 
 impl Merged {
     pub fn new(pages: u64) -> Self {
-        Self { pages: PageSet::new(pages), saved_bytes: AtomicU64::new(0), most_saved: AtomicU64::new(BILLION as u64) }
+        Self { pages: PageSet::new(pages), saving: Saving::default() }
     }
 
     pub fn contains(&self, gfn: u64) -> bool {
@@ -54,21 +49,31 @@ impl Merged {
         self.pages.count_in(gfns)
     }
 
-    /// What they cost less than as many pages of their own.
-    pub fn saved_bytes(&self) -> u64 {
-        self.saved_bytes.load(Ordering::Relaxed)
+    /// What pages cost that would cost so much unmerged, with what others come to cost by those that are merged no more.
+    pub fn cost_bytes(&self, unmerged_bytes: u64) -> u64 {
+        unmerged_bytes.saturating_sub(self.saving.bytes()).saturating_add(self.saving.owed_bytes())
+    }
+
+    /// What of that is others'.
+    pub fn owed_bytes(&self) -> u64 {
+        self.saving.owed_bytes()
     }
 
     /// The page is one of its own again, or gone. True when it was merged.
     pub fn remove(&self, gfn: u64) -> bool {
         let was = self.pages.remove(gfn);
         if was {
-            // The closure always has a new value.
-            let _ = self
-                .saved_bytes
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| Some(bytes.saturating_sub(PAGE_SIZE)));
+            self.saving.lose_page();
+            self.saving.owe_page();
         }
         was
+    }
+
+    /// The page is one of its own again: the last who has it, or of the kernel's doing.
+    fn forget(&self, gfn: u64) {
+        if self.pages.remove(gfn) {
+            self.saving.lose_page();
+        }
     }
 
     pub fn remove_all(&self, gfns: Range<u64>) {
@@ -81,7 +86,7 @@ impl Merged {
 
     pub fn clear(&self) {
         self.pages.clear();
-        self.saved_bytes.store(0, Ordering::Relaxed);
+        self.saving.clear();
     }
 }
 
@@ -127,9 +132,7 @@ impl Pager {
     /// however much the rest of the host has merged.
     pub(crate) fn note_merging_saves(&self, bytes: u64) {
         let Some(Kernel { merged, .. }) = self.paged.connected() else { return };
-        let merged_bytes = merged.pages.count() * PAGE_SIZE;
-        let part = if merged_bytes > 0 { (bytes as f64 / merged_bytes as f64).min(1.0) } else { 1.0 };
-        merged.most_saved.store((part * BILLION) as u64, Ordering::Relaxed);
+        merged.saving.note_look(merged.pages.count(), bytes);
     }
 
     /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
@@ -158,8 +161,9 @@ impl Mergeable {
         let mut next = gfns.start;
         while next < gfns.end {
             let mut part = next..gfns.end.min(next + UNMERGE_PAGES);
-            while !self.has_room(self.look(part.clone())?.merged) {
-                if part.end == next + 1 {
+            while !self.may_unmerge(self.look(part.clone())?.merged) {
+                // Without room for one nothing else is tried: this is asked often.
+                if part.end == next + 1 || !self.may_unmerge(1) {
                     self.paged.reclaim.wake();
                     return Ok(next);
                 }
@@ -180,7 +184,8 @@ impl Mergeable {
         Ok(next)
     }
 
-    /// Says that pages wait to be unmerged for want of room, or wait no more: a pool makes room for that as for growth.
+    /// Says that pages wait to be unmerged for want of room, or wait no more: a pool makes room for that as for growth, where
+    /// this VM's pages can leave.
     pub fn set_waiting(&self, is_waiting: bool) {
         self.paged.unmerging_waits.store(is_waiting, Ordering::Relaxed);
     }
@@ -206,7 +211,7 @@ impl Mergeable {
                 marks.remove(gfn);
             }
             if !page.is_shared {
-                merged.remove(gfn);
+                merged.forget(gfn);
             } else if page.is_protected && merged.contains(gfn) {
                 found.merged += 1;
             } else {
@@ -256,11 +261,8 @@ impl Mergeable {
     /// What merging saves, from the part of merged pages that are saved wherever they are: `pages_sharing / (pages_shared +
     /// pages_sharing)` of the whole host. To be called after looking. Less is saved where the kernel says so of this process.
     pub fn set_saved_part(&self, saved_part: f64) {
-        let merged = &self.paged.kernel().merged;
-        let saved_part = saved_part.min(merged.most_saved.load(Ordering::Relaxed) as f64 / BILLION);
-        let bytes = (merged.pages.count() * PAGE_SIZE) as f64 * saved_part.clamp(0.0, 1.0);
-        // A write between the count and the store counts as none until the next look.
-        merged.saved_bytes.store(bytes as u64, Ordering::Relaxed);
+        let Merged { pages, saving } = &self.paged.kernel().merged;
+        saving.count(pages.count(), saved_part);
     }
 
     /// Merged pages that are known.
@@ -270,7 +272,7 @@ impl Mergeable {
 
     /// What they cost less than as many pages of their own.
     pub fn saved_bytes(&self) -> u64 {
-        self.paged.kernel().merged.saved_bytes()
+        self.paged.kernel().merged.saving.bytes()
     }
 
     /// Merged pages that the guest has written to, in total.
@@ -278,9 +280,8 @@ impl Mergeable {
         self.paged.counters.broken.get()
     }
 
-    fn has_room(&self, pages: u64) -> bool {
-        let charge_bytes = self.paged.charge_bytes();
-        !matches!(self.paged.credit.ask(charge_bytes, pages * PAGE_SIZE), Growth::Wait)
+    fn may_unmerge(&self, pages: u64) -> bool {
+        self.paged.credit.may_unmerge(self.paged.charge_bytes(), pages * PAGE_SIZE)
     }
 
     fn each_mapped(&self, gfns: &Range<u64>, mut see: impl FnMut(u64, Mapped)) -> io::Result<()> {

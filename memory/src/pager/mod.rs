@@ -36,6 +36,7 @@ mod reclaimer;
 mod refault;
 mod returns;
 mod sampling;
+mod saving;
 mod scan;
 mod signal;
 mod statistics;

@@ -211,6 +211,7 @@ impl Paged {
             reclaim_to_bytes: attainable(limits.reclaim_to_bytes),
             grow_to_bytes: attainable(limits.grow_to_bytes),
             is_firm: false,
+            ..limits
         }
     }
 
@@ -261,8 +262,9 @@ impl Paged {
             State::Freeing,
         ];
         let pages: u64 = in_memory.into_iter().map(|state| self.table.count(state)).sum();
-        let saved_bytes = self.connected().map_or(0, |kernel| kernel.merged.saved_bytes());
-        (pages * PAGE_SIZE).saturating_sub(saved_bytes) + self.homes.held_bytes()
+        let pages_bytes = pages * PAGE_SIZE;
+        let cost_bytes = self.connected().map_or(pages_bytes, |kernel| kernel.merged.cost_bytes(pages_bytes));
+        cost_bytes + self.homes.held_bytes()
     }
 
     /// Lets a reclaimer rest, unless the pager stops.

@@ -12,12 +12,16 @@ use super::paged::Paged;
 pub struct PagerUsage {
     /// Page faults are answered by the pager. If not, nothing is known of the pages.
     pub is_armed: bool,
-    /// Guest execution waits for room to grow, or merged pages for room to be unmerged.
+    /// Guest execution waits for room to grow.
     pub is_waiting: bool,
+    /// Merged pages wait for room to be unmerged.
+    pub unmerging_waits: bool,
     /// No page can leave any more.
     pub is_exhausted: bool,
     /// What resident and stored pages cost the host.
     pub charge_bytes: u64,
+    /// What of that others come to cost by pages that are merged with theirs no more, until they know.
+    pub owed_bytes: u64,
     /// Pages of guest RAM that hold anything, wherever they are.
     pub touched_pages: u64,
     /// Pages in guest RAM.
@@ -55,9 +59,11 @@ impl Paged {
         let in_flight_pages: u64 = State::ALL.into_iter().filter(|state| state.is_transient()).map(count).sum();
         PagerUsage {
             is_armed: self.table.is_armed(),
-            is_waiting: self.guest_waits() || self.unmerging_waits.load(Ordering::Relaxed),
+            is_waiting: self.guest_waits(),
+            unmerging_waits: self.unmerging_waits.load(Ordering::Relaxed),
             is_exhausted: self.credit.is_exhausted(),
             charge_bytes: self.charge_bytes(),
+            owed_bytes: self.connected().map_or(0, |kernel| kernel.merged.owed_bytes()),
             touched_pages: resident_pages + count(State::Aside) + stored_pages + in_flight_pages,
             resident_pages,
             zero_pages: count(State::Zero),

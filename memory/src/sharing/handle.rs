@@ -52,6 +52,8 @@ pub struct MergingStatistics {
     pub merged_pages: u64,
     /// What they cost less than as many pages of their own.
     pub saved_bytes: u64,
+    /// Merging is switched off, and what is still merged stays so until there is room for pages of their own.
+    pub waits_for_room: bool,
     /// Merged pages that were written to, in total.
     pub broken_pages: u64,
     /// Regions given up after they had been advised, in total.

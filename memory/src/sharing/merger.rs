@@ -198,14 +198,7 @@ impl Merger {
     /// Between visits, now and then: tells the others, and acts on what there is to know. Returns by region what visits have
     /// brought, as far as that is known.
     pub fn tend(&mut self, live: &[LiveMember], now: Instant) -> Result<Vec<(u32, Yield)>, MergerError> {
-        let (least, part) = ACCOUNT;
-        let has_merged = self.has_new_advice || self.statistics.advised_pages > 0;
-        if has_merged && self.accounting.may(now, Terms { least, cpu_part: part * self.cpu_budget }) {
-            let before = thread_cpu_time();
-            let accounted = self.account();
-            self.accounting.note(now, thread_cpu_time().saturating_sub(before));
-            accounted?;
-        }
+        self.account_if_due(now)?;
         let is_all = self.advisor.is_all();
         let yields = match self.exchange.terms(self.turned_pages, self.pressing_pages, is_all, now)? {
             Some(terms) if self.exchange.may(terms, now) => {
@@ -225,12 +218,14 @@ impl Merger {
     }
 
     /// Takes all advice back, as far as there is room for pages of their own. True when nothing is left.
-    pub fn end(&mut self) -> Result<bool, MergerError> {
+    pub fn end(&mut self, now: Instant) -> Result<bool, MergerError> {
         if !std::mem::replace(&mut self.is_ending, true) {
             self.exchange.withdraw()?;
         }
+        // Others end too: what is merged still saves less by that.
+        self.account_if_due(now)?;
         let is_over = self.take_all_back();
-        self.mergeable.set_waiting(matches!(is_over, Ok(false)));
+        self.set_waiting(matches!(is_over, Ok(false)));
         self.note_merged();
         self.statistics.waiting_pages = 0;
         is_over
@@ -239,8 +234,13 @@ impl Merger {
     /// Goes on after all.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.is_ending) {
-            self.mergeable.set_waiting(false);
+            self.set_waiting(false);
         }
+    }
+
+    fn set_waiting(&mut self, waits_for_room: bool) {
+        self.mergeable.set_waiting(waits_for_room);
+        self.statistics.waits_for_room = waits_for_room;
     }
 
     fn take_all_back(&mut self) -> Result<bool, MergerError> {
@@ -341,6 +341,19 @@ impl Merger {
             start = region.end;
         }
         Ok(true)
+    }
+
+    /// Finds out now and then what is merged, where anything may be.
+    fn account_if_due(&mut self, now: Instant) -> Result<(), MergerError> {
+        let (least, part) = ACCOUNT;
+        let has_merged = self.has_new_advice || self.statistics.advised_pages > 0;
+        if !has_merged || !self.accounting.may(now, Terms { least, cpu_part: part * self.cpu_budget }) {
+            return Ok(());
+        }
+        let before = thread_cpu_time();
+        let accounted = self.account();
+        self.accounting.note(now, thread_cpu_time().saturating_sub(before));
+        accounted
     }
 
     /// Finds out what is merged, and what that saves.
@@ -453,7 +466,7 @@ mod tests {
             assert!(page == page_of(gfn), "page {gfn}");
         }
         // What is advised in vain is taken back at the end.
-        assert!(merger.end().unwrap());
+        assert!(merger.end(now).unwrap());
         assert_eq!(merger.advisor.advised(), []);
     }
 

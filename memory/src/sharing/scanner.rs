@@ -223,7 +223,7 @@ impl Body {
                     self.effort.wake();
                 }
             }
-            (Some(merger), _) if !mechanisms.ksm => match merger.end() {
+            (Some(merger), _) if !mechanisms.ksm => match merger.end(Instant::now()) {
                 Ok(true) => {
                     self.merger = None;
                     self.handle.update(|statistics| statistics.merging = None);

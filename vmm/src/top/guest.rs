@@ -97,6 +97,7 @@ fn orders(member: &MemberView) -> Group {
             ("grant", known(member.grant_bytes)),
             ("reclaim to", known(member.orders.and_then(|orders| orders.reclaim_to_bytes))),
             ("grow to", bytes(|orders| orders.grow_to_bytes)),
+            ("unmerge to", bytes(|orders| orders.unmerge_to_bytes)),
             ("balloon to", bytes(|orders| orders.balloon_target_bytes)),
             ("ordered ago", member.orders_age_ms.map_or(UNKNOWN.to_owned(), text::time)),
         ],

@@ -83,6 +83,7 @@ fn report(number: u64) -> Report {
         time_ns: number,
         charge_bytes: number,
         own_bytes: number,
+        owed_bytes: number,
         grow_to_bytes: number,
         orders_time_ns: number,
         balloon_most_bytes: number,
@@ -120,6 +121,7 @@ fn orders(number: u64) -> Orders {
         grant_bytes: number,
         reclaim_to_bytes: number.is_multiple_of(2).then_some(number),
         grow_to_bytes: number,
+        unmerge_to_bytes: number,
         balloon_target_bytes: number,
     }
 }

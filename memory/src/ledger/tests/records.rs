@@ -46,7 +46,7 @@ prop_compose! {
             shared_bytes, compressed_bytes, swapped_bytes, zero_bytes, ballooned_bytes, balloon_target_bytes,
             guest_free_bytes, balloon, wants_growth, can_reclaim, refaults, refaulted_bytes, stall_ns, evicted_pages,
             over_limit_pages, flags, own_bytes, grow_to_bytes, orders_time_ns, balloon_given_bytes, reported_bytes,
-            balloon_most_bytes, merged_bytes: shared_bytes, mergeable_bytes: zero_bytes,
+            balloon_most_bytes, merged_bytes: shared_bytes, mergeable_bytes: zero_bytes, owed_bytes: own_bytes,
         }
     }
 }
@@ -60,11 +60,12 @@ prop_compose! {
 
 prop_compose! {
     fn any_orders()(
-        generation: u64, time_ns: u64, leader_pid: u32, level in 0..5_u8, bytes in any::<[u64; 3]>(),
+        generation: u64, time_ns: u64, leader_pid: u32, level in 0..5_u8, bytes in any::<[u64; 4]>(),
         reclaim_to_bytes: Option<u64>, free_bytes in -(MAXIMUM_BYTES as i64)..=MAXIMUM_BYTES as i64,
     ) -> OrdersRecord {
-        let [grant_bytes, grow_to_bytes, balloon_target_bytes] = bytes;
-        let orders = Orders { grant_bytes, reclaim_to_bytes, grow_to_bytes, balloon_target_bytes }.in_range();
+        let [grant_bytes, grow_to_bytes, unmerge_to_bytes, balloon_target_bytes] = bytes;
+        let orders =
+            Orders { grant_bytes, reclaim_to_bytes, grow_to_bytes, unmerge_to_bytes, balloon_target_bytes }.in_range();
         let level = Level::from_number(level).unwrap();
         OrdersRecord { generation, standing: StandingOrders { time_ns, leader_pid, level, free_bytes, orders } }
     }

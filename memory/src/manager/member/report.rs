@@ -73,6 +73,7 @@ impl Member {
             active_slow_bytes: estimate.map(|estimate| estimate.slow_bytes),
             ..usage_report(usage)
         };
+        let can_reclaim = self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted && !self.cannot_limit;
         let merging = self.sharing.as_ref().and_then(|sharing| sharing.statistics().merging).unwrap_or_default();
         let merged_bytes = merging.merged_pages * PAGE_SIZE;
         Ok(Report {
@@ -86,7 +87,9 @@ impl Member {
             guest_free_bytes: guest_free_bytes(&balloon_view),
             balloon: health,
             balloon_most_bytes: self.balloon_most_bytes,
-            can_reclaim: self.config.reclaim != ReclaimMode::Off && !usage.is_exhausted && !self.cannot_limit,
+            // Room is made for unmerging where it can be given back; elsewhere it waits for what is left over.
+            wants_growth: usage.is_waiting || (usage.unmerging_waits && can_reclaim),
+            can_reclaim,
             grow_to_bytes: self.in_force.1,
             orders_time_ns: self.in_force.0,
             ..report
@@ -100,8 +103,8 @@ fn usage_report(usage: &PagerUsage) -> Report {
         shared_bytes: usage.duplicate_pages * PAGE_SIZE,
         compressed_bytes: usage.stored_bytes,
         swapped_bytes: usage.swapped_pages * PAGE_SIZE,
+        owed_bytes: usage.owed_bytes,
         zero_bytes: usage.zero_pages * PAGE_SIZE,
-        wants_growth: usage.is_waiting,
         refaults: usage.refaulted_pages,
         refaulted_bytes: usage.refaulted_pages * PAGE_SIZE,
         stall_ns: usage.stall_ns,

@@ -120,7 +120,7 @@ fn cost_pages(guest: &Guest) -> u64 {
 /// Lets it have so many pages more than it has.
 fn give_room(guest: &Guest, pages: u64) {
     let bytes = guest.pager.usage().charge_bytes + pages * PAGE_SIZE;
-    let limits = Limits { grow_to_bytes: Some(bytes), reclaim_to_bytes: None, is_firm: true };
+    let limits = Limits { grow_to_bytes: Some(bytes), is_firm: true, ..Limits::default() };
     guest.pager.set_limits(limits).unwrap();
 }
 
@@ -152,7 +152,12 @@ fn a_write_to_a_merged_page_waits_for_room() {
 fn merged_pages_leave_last() {
     let Some((guest, mergeable, _ksm)) = merged_guest(with_swap(EvictionMethod::Move), 0..1024) else { return };
     // Nobody touched one half more than the other.
-    let limits = |bytes| Limits { grow_to_bytes: Some(16 * MIB), reclaim_to_bytes: Some(bytes), is_firm: true };
+    let limits = |bytes| Limits {
+        grow_to_bytes: Some(16 * MIB),
+        reclaim_to_bytes: Some(bytes),
+        is_firm: true,
+        ..Limits::default()
+    };
     guest.pager.set_limits(limits(3 * MIB)).unwrap();
     let statistics = guest.wait_until("it gives", |statistics| statistics.charge_bytes <= 3 * MIB);
     assert_eq!((statistics.evictions.unmerged, mergeable.merged_pages()), (0, 1024), "{statistics:#?}");
@@ -169,11 +174,32 @@ fn merged_pages_leave_last() {
 }
 
 #[test]
+fn unmerging_leaves_room_to_growth() {
+    let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
+    let grow_to_bytes = guest.pager.usage().charge_bytes + 100 * PAGE_SIZE;
+    let limits = |unmerge_to_bytes| Limits {
+        grow_to_bytes: Some(grow_to_bytes),
+        unmerge_to_bytes: Some(unmerge_to_bytes),
+        is_firm: true,
+        ..Limits::default()
+    };
+    guest.pager.set_limits(limits(grow_to_bytes - 60 * PAGE_SIZE)).unwrap();
+    let gone_to = mergeable.take_back(0..2048).unwrap();
+    assert!((30..=40).contains(&gone_to), "{gone_to}");
+    guest.soon(|| (1000..1030).for_each(|gfn| guest.write(gfn, &page_of(1, gfn))));
+    assert_eq!(mergeable.take_back(gone_to..2048).unwrap(), gone_to, "what is left is for growth");
+    guest.pager.set_limits(limits(grow_to_bytes)).unwrap();
+    assert!(mergeable.take_back(gone_to..2048).unwrap() > gone_to);
+    guest.check_no_failure();
+}
+
+#[test]
 fn unmerging_waits_for_room() {
     let Some((guest, mergeable, ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
     give_room(&guest, 100);
     let gone_to = mergeable.take_back(0..2048).unwrap();
-    assert_eq!((gone_to, mergeable.merged_pages()), (100, 2048 - 100));
+    // ksmd goes on: a page that is its last sharer's for a moment costs a page by then.
+    assert!((90..=100).contains(&gone_to) && mergeable.merged_pages() <= 2048 - gone_to, "{gone_to}");
     // What is not advised any more is not merged again; the rest is.
     give_room(&guest, 4096);
     assert_eq!(mergeable.take_back(gone_to..2048).unwrap(), 2048);
@@ -281,15 +307,16 @@ fn a_merged_page_that_has_left_is_known_to_be_merged_no_more() {
 }
 
 #[test]
-fn a_pool_makes_room_for_pages_that_are_unmerged() {
+fn pages_that_wait_to_be_unmerged_are_told_of() {
     let Some((guest, mergeable, _ksm)) = merged_guest(PagerConfig::default(), 0..2048) else { return };
     give_room(&guest, 5);
     assert_eq!(mergeable.take_back(0..2048).unwrap(), 5, "as far as there is room");
     assert!(!guest.pager.usage().is_waiting);
     mergeable.set_waiting(true);
-    assert!(guest.pager.usage().is_waiting);
+    let usage = guest.pager.usage();
+    assert!(usage.unmerging_waits && !usage.is_waiting, "nobody is held up");
     mergeable.set_waiting(false);
-    assert!(!guest.pager.usage().is_waiting);
+    assert!(!guest.pager.usage().unmerging_waits);
 }
 
 /// A write that waits for room, to a page that is unmerged meanwhile for room of its own.

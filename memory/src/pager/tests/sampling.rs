@@ -89,7 +89,12 @@ fn samples_that_nobody_touched_leave_first() {
 fn a_member_of_a_pool_waits_for_others_and_gives_what_it_is_told_to() {
     let guest = Guest::new(&[0..16 * MIB], PagerConfig::default());
     // Nothing is wanted of it: it waits, and nothing leaves.
-    let grow_to = |bytes, reclaim_to_bytes| Limits { grow_to_bytes: Some(bytes), reclaim_to_bytes, is_firm: true };
+    let grow_to = |bytes, reclaim_to_bytes| Limits {
+        grow_to_bytes: Some(bytes),
+        reclaim_to_bytes,
+        is_firm: true,
+        ..Limits::default()
+    };
     guest.pager.set_limits(grow_to(4 * MIB, None)).unwrap();
     guest.soon(|| {
         thread::scope(|scope| {

@@ -15,14 +15,18 @@
 //! takes nothing from anybody and needs no decision of others. It is below its grant, or has no backing, and was dealt
 //! less than a page: then the pool acts as in [`Level::Hard`] at least, and whoever is above its grant is reclaimed for it.
 //! Or it was dealt a page or more: then it grows. What remains is a pool in which nobody who holds too much has a balloon
-//! or backing; no decision can help it, and admission must not let it overcommit.
+//! or backing; no decision can help it, and admission must not let it overcommit. Nor does it come to that by unmerging
+//! what was shared, which leaves such a pool free memory to grow into (`unmerging`).
 
 mod balloon;
 mod commitment;
 mod credit;
 mod reclaim;
+mod unmerging;
 
 use serde::{Deserialize, Serialize};
+
+pub(crate) use unmerging::limit_bytes as unmerging_limit_bytes;
 
 use super::watermark::{Level, Watermarks};
 use crate::ram::PAGE_SIZE;
@@ -75,6 +79,8 @@ pub struct Standing {
     pub balloon: BalloonHealth,
     /// Faults wait for credit now.
     pub wants_growth: bool,
+    /// What of its charge others come to hold by what it has unmerged, until they know.
+    pub owed_bytes: u64,
     /// Its pages may be compressed or swapped.
     pub has_backing: bool,
 }
@@ -109,6 +115,8 @@ pub struct Orders {
     /// First touches and refaults of the guest that would take the charge beyond this wait. The member's own limit holds
     /// beside it.
     pub grow_to_bytes: u64,
+    /// Merged pages that would take the charge beyond this stay merged.
+    pub unmerge_to_bytes: u64,
 }
 
 /// A pool in need of decisions.
@@ -139,13 +147,15 @@ impl Pool {
         let wanted = members.iter().zip(&credits);
         let wanted: Vec<u64> = wanted.map(|(member, &bytes)| grow_to_bytes(member, level, bytes)).collect();
         let committed = commitment::committed(self, members, &wanted);
-        let told = members.iter().zip(credits).zip(committed).zip(targets.into_iter().zip(kept));
-        told.map(|(((member, credit_bytes), grow_to_bytes), (balloon_target_bytes, kept_bytes))| {
+        let bounds = unmerging::bounds(self, members, &committed);
+        let growth = committed.into_iter().zip(bounds);
+        let told = members.iter().zip(credits).zip(growth).zip(targets.into_iter().zip(kept));
+        told.map(|(((member, credit_bytes), (grow_to_bytes, unmerge_to_bytes)), (balloon_target_bytes, kept_bytes))| {
             // Growth that waits while the pager may evict is served by exchange.
             let exchange = member.wants_growth && (level >= Level::Hard || credit_bytes < PAGE_SIZE);
             let bound_bytes = exchange.then_some(grow_to_bytes);
             let reclaim_to_bytes = [kept_bytes, bound_bytes].into_iter().flatten().min().filter(|_| member.has_backing);
-            Orders { balloon_target_bytes, reclaim_to_bytes, grow_to_bytes }
+            Orders { balloon_target_bytes, reclaim_to_bytes, grow_to_bytes, unmerge_to_bytes }
         })
         .collect()
     }

@@ -204,8 +204,8 @@ fn a_reserve_beyond_the_lines_is_no_deadlock() {
 
 #[test]
 fn orders_are_written_in_reports() {
-    let orders = Orders { balloon_target_bytes: 4096, reclaim_to_bytes: None, grow_to_bytes: 1 };
-    let text = r#"{"balloon_target_bytes":4096,"reclaim_to_bytes":null,"grow_to_bytes":1}"#;
+    let orders = Orders { balloon_target_bytes: 4096, reclaim_to_bytes: None, grow_to_bytes: 2, unmerge_to_bytes: 1 };
+    let text = r#"{"balloon_target_bytes":4096,"reclaim_to_bytes":null,"grow_to_bytes":2,"unmerge_to_bytes":1}"#;
     assert_eq!(serde_json::to_string(&orders).unwrap(), text);
     assert_eq!(serde_json::to_string(&BalloonHealth::Stalled).unwrap(), r#""stalled""#);
 }

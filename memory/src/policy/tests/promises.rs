@@ -20,6 +20,7 @@ prop_compose! {
         let balloon = [BalloonHealth::Working, BalloonHealth::Absent, BalloonHealth::Stalled][balloon];
         Standing {
             committed_bytes: 0,
+            owed_bytes: 0,
             grant_bytes, most_bytes, charge_bytes, reservation_bytes, size_bytes, ballooned_bytes, guest_free_bytes, balloon,
             wants_growth, has_backing, balloon_most_bytes,
         }
@@ -65,6 +66,7 @@ proptest! {
             prop_assert!(orders.reclaim_to_bytes.is_none_or(|bytes| bytes >= promised_bytes), "{member:?} {orders:?}");
             prop_assert!(orders.grow_to_bytes >= promised_bytes, "{member:?} {orders:?}");
             prop_assert!(member.has_backing || orders.reclaim_to_bytes.is_none(), "reclaim is off");
+            prop_assert!(orders.unmerge_to_bytes <= orders.grow_to_bytes);
             prop_assert!(orders.balloon_target_bytes <= member.balloon_most_bytes);
             let grows = orders.balloon_target_bytes > member.ballooned_bytes;
             prop_assert!(!grows || member.balloon == BalloonHealth::Working && member.charge_bytes > member.grant_bytes);

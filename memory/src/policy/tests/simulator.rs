@@ -107,6 +107,7 @@ impl Guest {
                 Balloon::Useless => BalloonHealth::Stalled,
                 Balloon::Absent => BalloonHealth::Absent,
             },
+            owed_bytes: 0,
             wants_growth: self.waits,
             has_backing: self.has_backing,
         }
