@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use cistern_memory::sharing::ksm::Tuner;
 
 /// Held by a test that has pages merged.
+#[derive(Debug)]
 pub struct Ksm {
     _turn: File,
 }

@@ -1,5 +1,6 @@
 //! What the integration tests and benches of Cistern share.
 
+pub mod baseline;
 pub mod chart;
 pub mod control;
 pub mod course;

@@ -110,7 +110,7 @@ impl Sampler {
 }
 
 /// Resident memory of a process that is no file's (proc_pid_statm(5)); `None` when it is gone.
-fn private_bytes(pid: u32) -> Option<u64> {
+pub(crate) fn private_bytes(pid: u32) -> Option<u64> {
     private_bytes_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
 }
 

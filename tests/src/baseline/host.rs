@@ -1,0 +1,301 @@
+//! A host set up for a baseline, and put back.
+//!
+//! zswap's `max_pool_percent` is of the host's memory, not of a pool's. It is set to the whole percent of the host that is nearest
+//! to what was asked of the budget, at least one.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use cistern_memory::sharing::ksm::KsmHost;
+use cistern_memory::{Meminfo, PAGE_SIZE};
+
+use super::keeper::Keeper;
+use super::ksmtuned::Setting;
+use super::{Baseline, Compressor, SLOW_OPERATIONS_PER_SECOND, Swap};
+use crate::ksm::Ksm;
+
+const ZSWAP: &str = "/sys/module/zswap/parameters";
+const ZRAM_CONTROL: &str = "/sys/class/zram-control";
+const KSM: &str = "/sys/kernel/mm/ksm";
+const PAGE_CLUSTER: &str = "/proc/sys/vm/page-cluster";
+
+/// A host that swaps as a baseline says, until it is dropped or its process ends.
+#[derive(Debug)]
+pub struct Host {
+    zram: Option<String>,
+    max_pool_percent: Option<u64>,
+    // Undone first, then others may drive KSM.
+    keeper: Keeper,
+    _ksm: Option<Ksm>,
+    _turn: File,
+}
+
+impl Host {
+    /// Sets the host up for guests of this budget, with swap space in `folder`, which is on a disk.
+    ///
+    /// # Errors
+    /// Not root; the host swaps already; it lacks what the baseline needs, which is named. Nothing is left changed then.
+    pub fn prepare(baseline: Baseline, budget_bytes: u64, swap_bytes: u64, folder: &Path) -> Result<Self> {
+        // SAFETY: a plain system call.
+        let is_root = unsafe { libc::geteuid() } == 0;
+        ensure!(is_root, "{baseline}: swap and KSM are the whole host's: only root may set them up");
+        let turn = File::create(std::env::temp_dir().join("cistern-tests-swap.lock")).context("a temporary folder")?;
+        turn.lock().context("the host's swap")?;
+        let ksm = baseline.merges.then(Ksm::hold);
+        let keeper = Keeper::start()?;
+        let mut host = Self { zram: None, max_pool_percent: None, keeper, _ksm: ksm, _turn: turn };
+        host.set_up(baseline, budget_bytes, swap_bytes, folder).with_context(|| format!("baseline {baseline}"))?;
+        Ok(host)
+    }
+
+    fn set_up(&mut self, baseline: Baseline, budget_bytes: u64, swap_bytes: u64, folder: &Path) -> Result<()> {
+        if baseline.merges {
+            for file in ["pages_to_scan", "sleep_millisecs", "run"] {
+                self.will_restore(&Path::new(KSM).join(file))?;
+            }
+        }
+        if baseline.swap != Swap::Nothing {
+            expect_no_swap(&fs::read_to_string("/proc/swaps").context("/proc/swaps")?)?;
+        }
+        match baseline.swap {
+            Swap::Nothing => {}
+            Swap::Zram => {
+                // One page at a time: there is nothing to gain from reading ahead in memory.
+                self.set(Path::new(PAGE_CLUSTER), "0")?;
+                self.swap_to_zram(swap_bytes)?;
+            }
+            Swap::Zswap { max_pool_percent, compressor } => {
+                let meminfo = Meminfo::read().context("/proc/meminfo")?;
+                let host_bytes = meminfo.bytes("MemTotal").context("/proc/meminfo: no MemTotal")?;
+                let percent = nearest_percent(max_pool_percent, budget_bytes, host_bytes);
+                self.max_pool_percent = Some(percent);
+                self.set_up_zswap(percent, compressor)?;
+                self.swap_to_file(&folder.join("swap"), swap_bytes)?;
+            }
+            Swap::File => self.swap_to_file(&folder.join("swap"), swap_bytes)?,
+            Swap::SlowFile => self.swap_slowly(&folder.join("swap"), swap_bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Memory that the host holds for what is swapped: zram's and zswap's.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn store_bytes(&self) -> Result<u64> {
+        let zram_bytes = match &self.zram {
+            Some(name) => {
+                let path = format!("/sys/block/{name}/mm_stat");
+                zram_bytes(&fs::read_to_string(&path).context(path.clone())?).with_context(|| path)?
+            }
+            None => 0,
+        };
+        // Zero where there is no zswap (proc_meminfo(5)).
+        Ok(zram_bytes + Meminfo::read().and_then(|meminfo| meminfo.bytes("Zswap")).unwrap_or(0))
+    }
+
+    /// Sets how ksmd works.
+    ///
+    /// # Errors
+    /// KSM is not there.
+    pub fn set_ksm(&self, setting: Setting) -> Result<()> {
+        let Setting { runs, pages_to_scan, sleep_millisecs } = setting;
+        let values = [("pages_to_scan", pages_to_scan), ("sleep_millisecs", sleep_millisecs), ("run", runs.into())];
+        values.into_iter().try_for_each(|(file, value)| write(&Path::new(KSM).join(file), &value.to_string()))
+    }
+
+    /// What KSM saves, over all processes.
+    ///
+    /// # Errors
+    /// KSM is not there.
+    pub fn merged_bytes(&self) -> Result<u64> {
+        Ok(KsmHost::read()?.pages_sharing * PAGE_SIZE)
+    }
+
+    /// The part of the host's memory that zswap may take, where it is used.
+    pub fn max_pool_percent(&self) -> Option<u64> {
+        self.max_pool_percent
+    }
+
+    /// Puts the host back.
+    ///
+    /// # Errors
+    /// Something could not be put back; what, was said.
+    pub fn restore(mut self) -> Result<()> {
+        self.keeper.undo()
+    }
+
+    fn swap_to_zram(&mut self, bytes: u64) -> Result<()> {
+        let path = format!("{ZRAM_CONTROL}/hot_add");
+        let number = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => bail!("this kernel has no zram"),
+            result => result.context(path)?,
+        };
+        let number = number.trim();
+        let (name, device) = (format!("zram{number}"), format!("/dev/zram{number}"));
+        self.keeper.will(&format!("echo {number} > {ZRAM_CONTROL}/hot_remove"))?;
+        write(Path::new(&format!("/sys/block/{name}/comp_algorithm")), Compressor::Lz4.name())?;
+        write(Path::new(&format!("/sys/block/{name}/disksize")), &bytes.to_string())?;
+        self.zram = Some(name);
+        self.swap_to(Path::new(&device))
+    }
+
+    fn set_up_zswap(&mut self, max_pool_percent: u64, compressor: Compressor) -> Result<()> {
+        let folder = Path::new(ZSWAP);
+        ensure!(folder.exists(), "this kernel has no zswap");
+        // The kernel refuses a compressor that it does not have.
+        self.set(&folder.join("compressor"), compressor.name())
+            .with_context(|| format!("zswap has no {}", compressor.name()))?;
+        self.set(&folder.join("max_pool_percent"), &max_pool_percent.to_string())?;
+        self.set(&folder.join("enabled"), "Y")
+    }
+
+    fn make_file(&mut self, file: &Path, bytes: u64) -> Result<()> {
+        self.keeper.will(&format!("rm -f {}", quoted(file)?))?;
+        run("fallocate", &["--length", &bytes.to_string(), text(file)?])?;
+        run("chmod", &["600", text(file)?])
+    }
+
+    fn swap_to_file(&mut self, file: &Path, bytes: u64) -> Result<()> {
+        self.make_file(file, bytes)?;
+        self.swap_to(file)
+    }
+
+    /// A device over the file, because that can be made slow for itself.
+    fn swap_slowly(&mut self, file: &Path, bytes: u64) -> Result<()> {
+        let throttles = blkio_folder()?;
+        self.make_file(file, bytes)?;
+        self.keeper.will(&format!("losetup --noheadings --output NAME -j {} | xargs -r losetup -d", quoted(file)?))?;
+        // Past the page cache, which would make the disk fast and is not in the budget.
+        run("losetup", &["--find", "--direct-io=on", text(file)?])?;
+        let device = output("losetup", &["--noheadings", "--output", "NAME", "-j", text(file)?])?;
+        let device = PathBuf::from(device.trim());
+        let number = fs::metadata(&device).with_context(|| device.display().to_string())?.rdev();
+        let (major, minor) = (libc::major(number), libc::minor(number));
+        for direction in ["read", "write"] {
+            let path = throttles.join(format!("blkio.throttle.{direction}_iops_device"));
+            self.keeper.will(&format!("echo {major}:{minor} 0 > {}", quoted(&path)?))?;
+            write(&path, &format!("{major}:{minor} {SLOW_OPERATIONS_PER_SECOND}"))?;
+        }
+        self.swap_to(&device)
+    }
+
+    fn swap_to(&mut self, target: &Path) -> Result<()> {
+        run("mkswap", &["--quiet", text(target)?])?;
+        self.keeper
+            .will(&format!("if grep -q ^{target} /proc/swaps; then swapoff {target}; fi", target = quoted(target)?))?;
+        run("swapon", &[text(target)?])
+    }
+
+    /// Changes a setting.
+    fn set(&mut self, path: &Path, value: &str) -> Result<()> {
+        self.will_restore(path)?;
+        write(path, value)
+    }
+
+    fn will_restore(&mut self, path: &Path) -> Result<()> {
+        let found = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let (found, path) = (found.trim(), quoted(path)?);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        ensure!(found.chars().all(is_plain), "{path}: {found:?} cannot be put back");
+        self.keeper.will(&format!("echo {found} > {path}"))
+    }
+}
+
+/// Other swap space would be used, too.
+fn expect_no_swap(swaps: &str) -> Result<()> {
+    let names: Vec<_> = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    ensure!(names.is_empty(), "this host swaps to {} already: what it costs could not be told apart", names.join(", "));
+    Ok(())
+}
+
+fn nearest_percent(percent: u8, budget_bytes: u64, host_bytes: u64) -> u64 {
+    let asked_bytes = budget_bytes as f64 * f64::from(percent) / 100.0;
+    (asked_bytes * 100.0 / host_bytes.max(1) as f64).round().clamp(1.0, 100.0) as u64
+}
+
+/// The third number of `mm_stat`: memory that the device takes (kernel Documentation/admin-guide/blockdev/zram.rst).
+fn zram_bytes(mm_stat: &str) -> Result<u64> {
+    let number = mm_stat.split_ascii_whitespace().nth(2).context("it has no third number")?;
+    number.parse().with_context(|| format!("{number:?} is no number"))
+}
+
+/// The root of cgroup v1's block controller: there a device can be throttled for everybody, and the kernel's own threads do
+/// most of what guests wait for.
+fn blkio_folder() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
+    let of_line = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (path, kind, options) = (words.nth(1)?, words.next()?, words.next()?);
+        (kind == "cgroup" && options.split(',').any(|option| option == "blkio")).then(|| PathBuf::from(path))
+    };
+    mounts
+        .lines()
+        .find_map(of_line)
+        .context("a slow disk needs the blkio controller of cgroup v1, which is not mounted")
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))
+}
+
+/// A path for the shell. Those with characters that mean something to it are refused.
+fn quoted(path: &Path) -> Result<&str> {
+    let text = text(path)?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+    ensure!(text.chars().all(is_plain), "{text}: only letters, digits and ._- here, please");
+    Ok(text)
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("{}: writing {value}", path.display()))
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<()> {
+    output(program, arguments).map(drop)
+}
+
+fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {}",
+        arguments.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_budget_is_a_part_of_the_host() {
+        assert_eq!(nearest_percent(20, 1 << 30, 24 << 30), 1);
+        assert_eq!(nearest_percent(50, 1 << 30, 24 << 30), 2);
+        assert_eq!(nearest_percent(50, 24 << 30, 24 << 30), 50);
+        assert_eq!(nearest_percent(20, 1 << 20, 24 << 30), 1, "zswap takes no less");
+    }
+
+    #[test]
+    fn the_memory_of_zram_is_read() {
+        assert_eq!(
+            zram_bytes("  1048576   400000   524288        0   530000  3 0 0 0\n").expect("three numbers"),
+            524_288
+        );
+        assert!(zram_bytes("1 2").is_err());
+    }
+
+    #[test]
+    fn a_host_that_swaps_is_refused() {
+        let header = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+        assert!(expect_no_swap(header).is_ok());
+        let error = expect_no_swap(&format!("{header}/dev/sda2 partition 8388604 0 -2\n")).expect_err("it swaps");
+        assert!(error.to_string().starts_with("this host swaps to /dev/sda2 already"), "{error}");
+    }
+}

@@ -1,0 +1,170 @@
+//! The baselines: what the host is made to do, and that it is put back.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cistern_tests::baseline::host::Host;
+use cistern_tests::baseline::reclaimer::Reclaimer;
+use cistern_tests::baseline::{Baseline, Swap};
+use cistern_tests::ksm::Ksm;
+use cistern_tests::paged::{MIB, folder_on_disk};
+use cistern_tests::process::{LIMIT, Running, probe};
+
+const SWAP_BYTES: u64 = 256 * MIB;
+const BUDGET_BYTES: u64 = 64 * MIB;
+
+/// What there is of swap belongs to one of these tests at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a baseline may change of swap.
+fn settings() -> String {
+    let files = [
+        "/proc/swaps",
+        "/proc/sys/vm/page-cluster",
+        "/sys/module/zswap/parameters/compressor",
+        "/sys/module/zswap/parameters/enabled",
+        "/sys/module/zswap/parameters/max_pool_percent",
+    ];
+    let value = |file: &str| format!("{file}: {}\n", fs::read_to_string(file).unwrap_or_default());
+    let devices = ["zram", "loop"].map(|name| used_devices(name).join(" "));
+    files.map(value).concat() + &devices.join("\n")
+}
+
+/// What a baseline may change of KSM, while nobody drives it.
+fn ksm_settings() -> String {
+    let _ksm = Ksm::hold();
+    let value = |file: &str| fs::read_to_string(Path::new("/sys/kernel/mm/ksm").join(file)).expect("KSM");
+    ["pages_to_scan", "run", "sleep_millisecs"].map(value).concat()
+}
+
+/// Devices of this name that have a size.
+fn used_devices(name: &str) -> Vec<String> {
+    let folder = fs::read_dir("/sys/block").expect("sysfs");
+    let names = folder.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let has_size = |name: &String| {
+        fs::read_to_string(Path::new("/sys/block").join(name).join("size")).is_ok_and(|size| size.trim() != "0")
+    };
+    let mut names: Vec<_> = names.filter(|found| found.starts_with(name)).filter(has_size).collect();
+    names.sort();
+    names
+}
+
+/// What a process has swapped out.
+fn swapped_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSwap:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "no {what} in time");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A guest with more pages than fit has them all, and the host is as it was.
+#[track_caller]
+fn holds_a_guest(baseline: &str) {
+    let _turn = turn();
+    let baseline: Baseline = baseline.parse().expect("it is in the grid");
+    let folder = folder_on_disk();
+    let before = settings();
+    let host = Arc::new(Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can"));
+    let program = "fill:96M,text=70,random=30;repeat:100000,(verify;idle:1)";
+    let mut guest = Running::start(&[
+        "run",
+        "--memory",
+        "128M",
+        "--cmdline",
+        &format!("probe=\"{program}\""),
+        "--kernel",
+        probe().to_str().expect("test paths are plain"),
+    ]);
+    let processes = Arc::new(Mutex::new(vec![guest.pid()]));
+    let reclaimer = Reclaimer::start(baseline, Arc::clone(&host), BUDGET_BYTES, processes);
+    guest.wait_for_phase("fill");
+    wait_until("swapping", || swapped_bytes(guest.pid()) >= 16 * MIB);
+    // The first may have begun before.
+    for _ in 0..2 {
+        assert_eq!(guest.wait_for_phase("verify")["bad"], 0);
+    }
+    let (swapped, stored) = (swapped_bytes(guest.pid()), host.store_bytes().expect("it says"));
+    let work = reclaimer.finish().expect("it went on to the end");
+    println!("{baseline}: {} MiB swapped, {} MiB of it in memory, {work:?}", swapped / MIB, stored / MIB);
+    assert!(work.looks > 0 && work.asked_bytes > 0, "{work:?}");
+    // What grows between two looks.
+    assert!(work.peak_bytes < BUDGET_BYTES * 3 / 2, "{work:?}");
+    match baseline.swap {
+        Swap::Zram | Swap::Zswap { .. } => assert!(stored > 0, "nothing is compressed"),
+        _ => assert_eq!(stored, 0),
+    }
+    drop(guest);
+    Arc::into_inner(host).expect("the reclaimer is done").restore().expect("all of it");
+    assert_eq!(settings(), before);
+}
+
+#[test]
+fn zram_holds_what_does_not_fit() {
+    holds_a_guest("zram");
+}
+
+#[test]
+fn zswap_holds_what_does_not_fit() {
+    holds_a_guest("zswap-20-lzo");
+}
+
+#[test]
+fn a_file_holds_what_does_not_fit() {
+    holds_a_guest("file");
+}
+
+/// Also after kill -9.
+#[test]
+fn the_host_is_put_back_whatever_happens() {
+    let _turn = turn();
+    let (before, ksm_before) = (settings(), ksm_settings());
+    let mut child = Command::new(std::env::current_exe().expect("a test knows its path"));
+    child.args(["--ignored", "--exact", "a_host_that_is_held", "--nocapture"]).stdout(Stdio::piped());
+    let mut child = child.spawn().expect("the same binary");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let is_ready = |line: Result<String, _>| line.is_ok_and(|line| line.ends_with("it is held"));
+    assert!(lines.any(is_ready), "it ended");
+    assert!(fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.contains("/dev/loop")));
+    child.kill().expect("it lives");
+    child.wait().expect("it was killed");
+    // Whoever comes next waits for the same.
+    wait_until("restoration", || settings() == before && ksm_settings() == ksm_before);
+}
+
+#[test]
+#[ignore = "started by the_host_is_put_back_whatever_happens"]
+fn a_host_that_is_held() {
+    let folder = folder_on_disk();
+    let baseline = Baseline { swap: Swap::SlowFile, merges: true };
+    let _host = Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can");
+    println!("it is held");
+    thread::sleep(LIMIT);
+}
+
+#[test]
+fn what_a_host_lacks_is_named() {
+    let _turn = turn();
+    let before = settings();
+    let file = "file".parse().expect("it is in the grid");
+    let error = Host::prepare(file, BUDGET_BYTES, SWAP_BYTES, Path::new("/nowhere"));
+    let error = format!("{:#}", error.expect_err("there is no such folder"));
+    assert!(error.starts_with("baseline file: fallocate ") && error.contains("No such file"), "{error}");
+    assert_eq!(settings(), before);
+}
