@@ -3,6 +3,7 @@
 mod balloon;
 mod cli;
 mod demo;
+mod guest_process;
 mod pool;
 mod running;
 mod sharing;

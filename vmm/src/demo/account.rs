@@ -4,6 +4,9 @@ use cistern_memory::PAGE_SIZE;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::guest_process::still::Taken;
+use crate::guest_process::watch::{Look, Observer};
+
 /// Guest memory by what became of it, in bytes; pages on their way count as resident.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Held {
@@ -137,6 +140,14 @@ pub struct Account {
     pub merging_saved_most_bytes: u64,
     /// Each of them, as they arrived.
     pub guests: Vec<GuestAccount>,
+}
+
+impl Observer for Account {
+    fn take(&mut self, look: &Look) {
+        let bytes = |taken: &Option<Taken>| taken.map(|taken| taken.pss_bytes);
+        self.take_memory(&look.taken.iter().map(bytes).collect::<Vec<_>>());
+        self.take_answers(&look.answers);
+    }
 }
 
 impl Account {

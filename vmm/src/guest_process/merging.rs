@@ -1,4 +1,4 @@
-//! Merging of the guests' equal pages by the host's KSM, where the demo may drive that.
+//! Merging of guests' equal pages by the host's KSM.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -6,26 +6,22 @@ use std::path::{Path, PathBuf};
 use cistern_memory::UserfaultSupport;
 use cistern_memory::sharing::ksm::{Setting, Tuner};
 
-/// What guests are started with that merge pages.
-const FLAGS: [&str; 3] = ["--sharing", "zero,store,ksm", "--ksm-tune"];
-
-/// The demo's right to have pages merged. Dropped, once the guests are gone and before their pool is, it puts back what the
-/// leader among them has changed: killed with the others, that cannot do so itself.
+/// Guests of a pool may drive KSM. Dropped, once the guests are gone and before their pool is, it puts back what the leader
+/// among them has changed: killed with the others, that cannot do so itself.
 pub struct Merging {
     pool: PathBuf,
 }
 
 impl Merging {
-    /// For guests of this pool; `None` where the host has no KSM, this user may not drive it, or merged pages could not be
-    /// paged.
-    pub fn possible(pool: &Path, userfault: UserfaultSupport) -> Option<Self> {
-        let may_drive = || OpenOptions::new().write(true).open(Setting::Run.to_string()).is_ok();
-        (userfault.move_pages && may_drive()).then(|| Self { pool: pool.to_owned() })
+    /// For guests of this pool.
+    pub fn of(pool: &Path) -> Self {
+        Self { pool: pool.to_owned() }
     }
 
-    /// What its guests are started with.
-    pub fn flags(&self) -> &'static [&'static str] {
-        &FLAGS
+    /// The same; `None` where the host has no KSM, this user may not drive it, or merged pages could not be paged.
+    pub fn possible(pool: &Path, userfault: UserfaultSupport) -> Option<Self> {
+        let may_drive = || OpenOptions::new().write(true).open(Setting::Run.to_string()).is_ok();
+        (userfault.move_pages && may_drive()).then(|| Self::of(pool))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Looks at all guests of the demo, all the while.
+//! Looks at all guests, all the while.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,12 +8,31 @@ use std::time::{Duration, Instant};
 use cistern::api::client::Client;
 use serde_json::Value;
 
-use super::account::Account;
-use super::still::taken_bytes;
+use super::still::{Taken, taken};
 
-/// How often is looked, at most: guests are to work most of the time.
-const INTERVAL: Duration = Duration::from_millis(400);
-const INTERVAL_OF_LOOKS: u32 = 4;
+/// How often is looked, at most: guests stand still for a part of each look, and are to work most of the time.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// The least time between two looks.
+    pub interval: Duration,
+    /// The least time between two, in times that a look takes.
+    pub interval_of_looks: u32,
+}
+
+/// What was seen at one look, guest by guest, as they were added.
+#[derive(Debug, Clone, Default)]
+pub struct Look {
+    /// What each takes of the host, all at one moment; `None` for who is gone.
+    pub taken: Vec<Option<Taken>>,
+    /// What their VMMs answer to `GET /memory`, one after the other; `None` for who does not.
+    pub answers: Vec<Option<Value>>,
+}
+
+/// What becomes of looks.
+pub trait Observer: Clone + Default + Send + 'static {
+    /// Takes one.
+    fn take(&mut self, look: &Look);
+}
 
 /// A guest to look at.
 #[derive(Debug, Clone)]
@@ -25,31 +44,30 @@ pub struct Watched {
 }
 
 #[derive(Default)]
-struct Shared {
-    inner: Mutex<Inner>,
+struct Shared<O> {
+    inner: Mutex<Inner<O>>,
     stop: Condvar,
 }
 
 #[derive(Default)]
-struct Inner {
+struct Inner<O> {
     is_stopping: bool,
     guests: Vec<Watched>,
-    account: Account,
+    observer: O,
 }
 
 /// The looking thread; it ends when this is dropped.
-#[derive(Default)]
-pub struct Watch {
-    shared: Arc<Shared>,
+pub struct Watch<O: Observer> {
+    shared: Arc<Shared<O>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
+impl<O: Observer> Watch<O> {
     /// Starts to look.
-    pub fn start() -> Self {
+    pub fn start(pace: Pace) -> Self {
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
-        Self { shared, thread: Some(thread::spawn(move || of_thread.look_on())) }
+        Self { shared, thread: Some(thread::spawn(move || of_thread.look_on(pace))) }
     }
 
     /// Looks at one more.
@@ -58,45 +76,43 @@ impl Watch {
     }
 
     /// What was seen so far.
-    pub fn account(&self) -> Account {
-        self.shared.lock().account.clone()
+    pub fn seen(&self) -> O {
+        self.shared.lock().observer.clone()
     }
 
     /// Looks no more.
-    pub fn finish(&mut self) -> Account {
+    pub fn finish(&mut self) -> O {
         self.shared.lock().is_stopping = true;
         self.shared.stop.notify_all();
         if let Some(thread) = self.thread.take() {
             // A panic there has ended the process.
             drop(thread.join());
         }
-        self.account()
+        self.seen()
     }
 }
 
-impl Drop for Watch {
+impl<O: Observer> Drop for Watch<O> {
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+impl<O: Observer> Shared<O> {
+    fn lock(&self) -> MutexGuard<'_, Inner<O>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look_on(&self) {
-        let mut guests = Vec::new();
+    fn look_on(&self, pace: Pace) {
+        let mut guests: Vec<Watched> = Vec::new();
         loop {
             let start = Instant::now();
-            let pids: Vec<_> = guests.iter().map(|guest: &Watched| guest.pid).collect();
-            let taken = taken_bytes(&pids);
-            let answers: Vec<_> = guests.iter().map(ask).collect();
-            let pause = INTERVAL.max(INTERVAL_OF_LOOKS * start.elapsed());
+            let pids: Vec<_> = guests.iter().map(|guest| guest.pid).collect();
+            let look = Look { taken: taken(&pids), answers: guests.iter().map(ask).collect() };
+            let pause = pace.interval.max(pace.interval_of_looks * start.elapsed());
             let mut inner = self.lock();
             if !guests.is_empty() {
-                inner.account.take_memory(&taken);
-                inner.account.take_answers(&answers);
+                inner.observer.take(&look);
             }
             let inner = self.stop.wait_timeout_while(inner, pause, |inner| !inner.is_stopping);
             let (inner, _) = inner.unwrap_or_else(PoisonError::into_inner);
