@@ -15,7 +15,7 @@ use crate::guest_process::watch::{Pace, Watch};
 use crate::guest_process::{Line, Lines, Said};
 
 /// There is something to see all the while.
-const PACE: Pace = Pace { interval: Duration::from_millis(400), interval_of_looks: 4 };
+const PACE: Pace = Pace { interval: Duration::from_millis(400), interval_of_stops: 4 };
 
 /// All guests. When it is dropped they end and their files are gone.
 pub struct Stage {

@@ -1,5 +1,7 @@
 //! Guests as processes of this one: each a `cistern run` of its own, which ends with it.
 
+pub mod cpu;
+pub mod held;
 pub mod merging;
 pub mod still;
 pub mod watch;

@@ -8,20 +8,23 @@ use std::time::{Duration, Instant};
 use cistern::api::client::Client;
 use serde_json::Value;
 
+use super::cpu::{CpuTime, cpu_time};
 use super::still::{Taken, taken};
 
 /// How often is looked, at most: guests stand still for a part of each look, and are to work most of the time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
     /// The least time between two looks.
     pub interval: Duration,
-    /// The least time between two, in times that a look takes.
-    pub interval_of_looks: u32,
+    /// The least time between two, in times that guests stand still for one.
+    pub interval_of_stops: u32,
 }
 
 /// What was seen at one look, guest by guest, as they were added.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
+    /// The CPU time each has had, one after the other; `None` for who is gone.
+    pub cpu: Vec<Option<CpuTime>>,
     /// What each takes of the host, all at one moment; `None` for who is gone.
     pub taken: Vec<Option<Taken>>,
     /// What their VMMs answer to `GET /memory`, one after the other; `None` for who does not.
@@ -52,6 +55,7 @@ struct Shared<O> {
 #[derive(Default)]
 struct Inner<O> {
     is_stopping: bool,
+    pace: Pace,
     guests: Vec<Watched>,
     observer: O,
 }
@@ -65,9 +69,14 @@ pub struct Watch<O: Observer> {
 impl<O: Observer> Watch<O> {
     /// Starts to look.
     pub fn start(pace: Pace) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { inner: Mutex::new(Inner { pace, ..Inner::default() }), stop: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        Self { shared, thread: Some(thread::spawn(move || of_thread.look_on(pace))) }
+        Self { shared, thread: Some(thread::spawn(move || of_thread.look_on())) }
+    }
+
+    /// Looks more or less often, from the next look on.
+    pub fn set_pace(&self, pace: Pace) {
+        self.shared.lock().pace = pace;
     }
 
     /// Looks at one more.
@@ -103,14 +112,20 @@ impl<O: Observer> Shared<O> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look_on(&self, pace: Pace) {
+    fn look_on(&self) {
         let mut guests: Vec<Watched> = Vec::new();
         loop {
             let start = Instant::now();
             let pids: Vec<_> = guests.iter().map(|guest| guest.pid).collect();
-            let look = Look { taken: taken(&pids), answers: guests.iter().map(ask).collect() };
-            let pause = pace.interval.max(pace.interval_of_looks * start.elapsed());
+            let taken = taken(&pids);
+            let stood_still = start.elapsed();
+            let look = Look {
+                taken,
+                cpu: pids.into_iter().map(cpu_time).collect(),
+                answers: guests.iter().map(ask).collect(),
+            };
             let mut inner = self.lock();
+            let pause = inner.pace.interval.max(inner.pace.interval_of_stops * stood_still);
             if !guests.is_empty() {
                 inner.observer.take(&look);
             }
