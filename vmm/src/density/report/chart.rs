@@ -85,7 +85,8 @@ impl Chart {
     pub fn svg(&self, label: impl Fn(f64) -> String) -> String {
         let stacked = self.stacked();
         let all = || stacked.iter().flatten();
-        let right = all().map(|point| point.0).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+        let right =
+            round_step(all().map(|point| point.0).fold(0.0, f64::max).max(0.01) / f64::from(TICKS)) * f64::from(TICKS);
         let (low, high) = self.bounds(all().map(|point| point.2));
         let ratio = |value: f64| match self.scale {
             Scale::Linear => (value - low) / (high - low),
@@ -155,7 +156,9 @@ impl Chart {
     fn bounds(&self, values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
         let high = values.clone().fold(0.0, f64::max);
         match self.scale {
-            Scale::Linear => (0.0, if high > 0.0 { high * 1.05 } else { 1.0 }),
+            Scale::Linear => {
+                (0.0, if high > 0.0 { round_step(high / f64::from(TICKS)) * f64::from(TICKS) } else { 1.0 })
+            }
             Scale::Logarithmic => {
                 let low = values.filter(|&value| value > 0.0).fold(high.max(1.0), f64::min);
                 let (low, high) = (10f64.powf(low.log10().floor()), 10f64.powf(high.max(1.0).log10().ceil()));
@@ -172,6 +175,13 @@ impl Chart {
                 .collect(),
         }
     }
+}
+
+/// The next number up that is 1, 1.5, 2, 2.5, 3, 4, 5, 6 or 8 times a power of ten.
+fn round_step(least: f64) -> f64 {
+    let power = 10f64.powf(least.log10().floor());
+    let factor = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0].into_iter().find(|factor| factor * power >= least);
+    factor.unwrap_or(10.0) * power
 }
 
 /// A number of few digits.
@@ -211,6 +221,12 @@ mod tests {
                 assert!(svg.contains("N &amp; M") && svg.contains("it&#39;s"), "{svg}");
             }
         }
+    }
+
+    #[test]
+    fn axes_have_round_numbers() {
+        assert_eq!([0.7, 1.0, 1.1, 19.0, 99.0, 190.0].map(round_step), [0.8, 1.0, 1.5, 20.0, 100.0, 200.0]);
+        assert_eq!(Chart::new("", "", Scale::Linear).bounds([750.0].into_iter()), (0.0, 800.0));
     }
 
     #[test]

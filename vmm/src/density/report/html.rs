@@ -32,12 +32,12 @@ pub fn render(report: &Report) -> String {
     let host = &report.host;
     let _ = writeln!(
         page,
-        "<p>{} CPUs, {}, Linux {}, load {}, {} seconds after 1970 began. Flags: <code>{}</code></p>",
+        "<p>{}, {} CPUs, {}, Linux {}, load {}. Flags: <code>{}</code></p>",
+        host.date,
         host.cpus,
         super::mebibytes(host.memory_bytes),
         escape(&host.kernel),
         escape(&host.load),
-        host.unix_time_s,
         escape(&report.flags.join(" "))
     );
     for kind in &verdict.kinds {
@@ -71,17 +71,22 @@ fn memory(report: &Report) -> Chart {
     chart
 }
 
-/// Points over the number of guests, from few to many.
-fn over_guests(report: &Report, value: impl Fn(&super::Trial) -> Option<f64>) -> Vec<(f64, f64)> {
+/// Points over the number of guests, from few to many, beginning with one that is alone.
+fn over_guests(report: &Report, alone: Option<f64>, value: impl Fn(&super::Trial) -> Option<f64>) -> Vec<(f64, f64)> {
     let mut points: Vec<_> =
         report.trials.iter().filter_map(|trial| Some((trial.guests as f64, value(trial)?))).collect();
+    // A guest that is alone is the measure of all others.
+    if !points.is_empty() && points.iter().all(|point| point.0 > 1.0) {
+        points.extend(alone.map(|value| (1.0, value)));
+    }
     points.sort_by(|one, other| one.0.total_cmp(&other.0));
     points
 }
 
 fn goodput(report: &Report) -> Chart {
     let mut chart = Chart::new("Goodput, in percent of a guest alone", "guests", Scale::Linear);
-    let points = |value: fn(&super::Goodput) -> f64| over_guests(report, |trial| trial.goodput.as_ref().map(value));
+    let points =
+        |value: fn(&super::Goodput) -> f64| over_guests(report, Some(100.0), |trial| trial.goodput.as_ref().map(value));
     chart.line("median", "#1f77b4", points(|goodput| goodput.median_percent));
     chart.line("worst", "#d62728", points(|goodput| goodput.worst_percent));
     let most = report.trials.iter().map(|trial| trial.guests).max().unwrap_or(1) as f64;
@@ -92,12 +97,15 @@ fn goodput(report: &Report) -> Chart {
 
 fn latency(report: &Report) -> Chart {
     let mut chart = Chart::new("Time of a touch", "guests", Scale::Logarithmic);
-    let mut alone = |name: &str, colour, of: fn(&super::Latency) -> u64| {
-        let points = over_guests(report, |trial| trial.latency_ns.as_ref().map(|latency| of(latency) as f64));
+    let mut line = |name: &str, colour, of: fn(&super::Latency) -> u64| {
+        // Of several kinds the slowest.
+        let alone = report.verdict.kinds.iter().filter_map(|kind| Some(of(&kind.alone?.latency_ns?) as f64));
+        let alone = alone.reduce(f64::max);
+        let points = over_guests(report, alone, |trial| trial.latency_ns.as_ref().map(|latency| of(latency) as f64));
         chart.line(name, colour, points);
     };
-    alone("half within", "#1f77b4", |latency| latency.p50);
-    alone("99 % within", "#d62728", |latency| latency.p99);
+    line("half within", "#1f77b4", |latency| latency.p50);
+    line("99 % within", "#d62728", |latency| latency.p99);
     chart
 }
 
@@ -122,7 +130,9 @@ mod tests {
     fn points_go_from_few_guests_to_many() {
         let mut report = report();
         report.trials.reverse();
-        let points = over_guests(&report, |trial| trial.goodput.map(|goodput| goodput.worst_percent));
-        assert_eq!(points, [(2.0, 96.1), (4.0, 96.1)]);
+        let worst = |trial: &super::super::Trial| trial.goodput.map(|goodput| goodput.worst_percent);
+        assert_eq!(over_guests(&report, Some(100.0), worst), [(1.0, 100.0), (2.0, 96.1), (4.0, 96.1)]);
+        report.trials[0].guests = 1;
+        assert_eq!(over_guests(&report, Some(100.0), worst), [(1.0, 96.1), (2.0, 96.1)]);
     }
 }

@@ -5,7 +5,9 @@ pub mod html;
 pub mod table;
 
 use std::fs;
+use std::mem;
 use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use cistern::host::host_memory_bytes;
@@ -17,7 +19,7 @@ use super::advice::{Advice, advise};
 use super::fleet::Ended;
 use super::goodput::IN_TIME_FACTOR;
 use super::latency::Latency;
-use super::options::Plan;
+use super::options::{Count, Plan};
 use super::verdict::{Goodput, Verdict, peaks};
 
 /// The files in `--out`.
@@ -95,23 +97,36 @@ pub struct HostReport {
     pub memory_bytes: u64,
     /// Load averages at the end of the measurement: of 1, 5 and 15 minutes.
     pub load: String,
-    /// Seconds since 1970.
-    pub unix_time_s: u64,
+    /// When: `2026-11-29 03:04 UTC`.
+    pub date: String,
 }
 
 impl HostReport {
     fn read() -> Self {
         let line = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let load = line("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ");
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             kernel: line("/proc/sys/kernel/osrelease"),
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get()),
             memory_bytes: host_memory_bytes().map_or(0, |(memory_bytes, _)| memory_bytes),
             load,
-            unix_time_s: since.map_or(0, |since| since.as_secs()),
+            date: date(since.as_secs()),
         }
     }
+}
+
+/// A moment, in seconds since 1970, as a date.
+fn date(seconds: u64) -> String {
+    let seconds = libc::time_t::try_from(seconds).unwrap_or(0);
+    // SAFETY: all zeroes is a valid tm, which the call overwrites.
+    let time = unsafe {
+        let mut time: libc::tm = mem::zeroed();
+        libc::gmtime_r(&seconds, &mut time);
+        time
+    };
+    let (year, month) = (1900 + time.tm_year, time.tm_mon + 1);
+    format!("{year}-{month:02}-{:02} {:02}:{:02} UTC", time.tm_mday, time.tm_hour, time.tm_min)
 }
 
 /// Everything. Serialized, it is report.json.
@@ -154,7 +169,7 @@ impl Report {
     /// Of the fleet that is reported, and of all that were tried.
     pub fn of(plan: &Plan, ended: &Ended, verdict: Verdict, trials: Vec<Trial>) -> Self {
         let kinds = peaks(ended, plan.roles.len());
-        let seconds = |at: std::time::Instant| at.saturating_duration_since(ended.start).as_secs_f64();
+        let seconds = |at: Instant| at.saturating_duration_since(ended.start).as_secs_f64();
         let moments = ended.account.samples.iter().map(|sample| Moment {
             seconds: seconds(sample.at),
             guests: sample.guests,
@@ -168,7 +183,7 @@ impl Report {
             free_bytes: sample.free_bytes,
         });
         Self {
-            is_max: plan.count == super::options::Count::Max,
+            is_max: plan.count == Count::Max,
             required_goodput_percent: plan.goodput * 100.0,
             in_time_factor: IN_TIME_FACTOR,
             memory_bytes: plan.memory.bytes,
@@ -282,7 +297,7 @@ pub mod tests {
                 cpus: 2,
                 memory_bytes: 24 << 30,
                 load: "1 2 3".to_owned(),
-                unix_time_s: 1_796_000_000,
+                date: date(1_796_000_000),
             },
             advice: vec![Some(Advice {
                 peak_active_bytes: 10 << 20,
@@ -295,6 +310,11 @@ pub mod tests {
             moments: vec![moment(1.0), moment(2.0), moment(30.0)],
             pool: vec![PoolMoment { seconds: 1.0, level: Some(Level::Soft), free_bytes: Some(2 << 20) }],
         }
+    }
+
+    #[test]
+    fn a_date_is_one() {
+        assert_eq!([0, 1_796_000_000].map(date), ["1970-01-01 00:00 UTC", "2026-11-30 00:53 UTC"]);
     }
 
     #[test]
