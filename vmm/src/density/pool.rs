@@ -71,3 +71,52 @@ impl PoolRecord {
         self.samples.iter().filter_map(|sample| sample.level).max()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::top::fixtures::{MIB, member, pool};
+
+    #[test]
+    fn peaks_are_of_what_was_measured() {
+        let (mut record, now) = (PoolRecord::default(), Instant::now());
+        let mut view = pool(vec![member(&name(2), 0), member("other", 1)]);
+        let report = &mut view.members[0].report;
+        (report.active_bytes, report.active_slow_bytes) = (80 * MIB, Some(30 * MIB));
+        (report.touched_bytes, report.ballooned_bytes) = (100 * MIB, 60 * MIB);
+        record.take(now, &view, false);
+        assert_eq!((record.samples.len(), record.peaks.len()), (1, 0));
+        record.take(now, &view, true);
+        view.members[0].report.active_bytes = 70 * MIB;
+        view.members[0].report.active_slow_bytes = Some(50 * MIB);
+        record.take(now, &view, true);
+        let peak =
+            Peak { active_bytes: 80 * MIB, active_slow_bytes: 50 * MIB, touched_bytes: 40 * MIB, is_sampled: true };
+        assert_eq!(record.peaks, [Peak::default(), peak], "guests count from 1, and one is not ours");
+    }
+
+    #[test]
+    fn estimates_stand_above_what_is_held() {
+        let (mut record, now) = (PoolRecord::default(), Instant::now());
+        let mut take = |active_mib: u64, slow_mib: Option<u64>| {
+            let mut view = pool(vec![member(&name(1), 0)]);
+            let report = &mut view.members[0].report;
+            (report.active_bytes, report.active_slow_bytes) = (active_mib * MIB, slow_mib.map(|slow| slow * MIB));
+            record.take(now, &view, true);
+            record.peaks[0].active_bytes / MIB
+        };
+        assert_eq!([take(90, None), take(20, Some(10)), take(25, Some(10)), take(95, None)], [90, 20, 25, 25]);
+    }
+
+    #[test]
+    fn the_worst_level_counts() {
+        let (mut record, now) = (PoolRecord::default(), Instant::now());
+        assert_eq!(record.worst_level(), None);
+        let mut view = pool(vec![]);
+        for level in [None, Some(Level::Soft), Some(Level::Low), Some(Level::High)] {
+            view.level = level;
+            record.take(now, &view, true);
+        }
+        assert_eq!(record.worst_level(), Some(Level::Low));
+    }
+}
