@@ -72,6 +72,8 @@ fn four_guests_in_half_of_what_they_have() {
 
     let (peak, budget) = (counter(&report, "peak_host_bytes"), 64 * MIB);
     assert!(peak > budget / 4 && peak <= budget / 100 * 101, "{report}");
+    let resident = counter(&report, "peak_resident_bytes");
+    assert!(resident > budget / 4 && counter(&report, "resident_samples") > 5, "{report}");
     assert!(counter(&report, "looks") > 1 && counter(&report, "host_bytes_worst_guest") <= peak, "{report}");
     // What is held then and does not fit into what was taken costs nothing.
     let held = (away + bytes("resident")) as f64;

@@ -16,6 +16,7 @@ use super::options::{Plan, Role};
 use super::pool::{self, PoolRecord};
 use super::record::{Ending, Record};
 use crate::guest_process::merging::Merging;
+use crate::guest_process::resident::ResidentPeak;
 use crate::guest_process::watch::{Pace, Watch, Watched};
 use crate::guest_process::{GuestProcess, Line, Lines, Said};
 
@@ -25,7 +26,7 @@ const PACE: Pace = Pace { interval: Duration::from_secs(1), interval_of_stops: 8
 /// The same while they are measured: guests work for at least 98 % of the time.
 const MEASURED_PACE: Pace = Pace { interval_of_stops: 50, ..PACE };
 
-/// The same of guests that work to their end, who are measured all the while, and where the most is to be seen.
+/// The same of guests that work to their end and whose goodput counts: they are measured all the while.
 const WORKING_PACE: Pace = Pace { interval_of_stops: 20, ..PACE };
 
 /// How often the ledger is read.
@@ -90,6 +91,7 @@ pub struct Fleet<'a> {
     /// When the measurement began and ended.
     measured: (Option<Instant>, Option<Instant>),
     pool: PoolRecord,
+    resident: ResidentPeak,
     ledger_due: Instant,
 }
 
@@ -110,6 +112,8 @@ pub struct Ended {
     pub account: Account,
     /// What the ledger told.
     pub pool: PoolRecord,
+    /// What they had resident at most.
+    pub resident: ResidentPeak,
     /// What they were allowed together.
     pub budget_bytes: u64,
 }
@@ -141,6 +145,7 @@ impl<'a> Fleet<'a> {
             since: now,
             measured: (None, None),
             pool: PoolRecord::default(),
+            resident: ResidentPeak::default(),
             ledger_due: now,
         };
         fleet.start_due()?;
@@ -216,7 +221,7 @@ impl<'a> Fleet<'a> {
 
     /// Starts who is to have been started by now.
     fn start_due(&mut self) -> Result<()> {
-        while let Some(sender) = &self.sender {
+        while let Some(sender) = self.sender.clone() {
             let index = self.guests.len();
             if self.start.elapsed() < self.plan.stagger * index as u32 {
                 return Ok(());
@@ -237,33 +242,37 @@ impl<'a> Fleet<'a> {
                 flag("--budget", self.cast.budget_bytes.to_string().into());
             }
             let started = Instant::now();
-            let process = GuestProcess::start(index, arguments, sender)?;
+            let process = GuestProcess::start(index, arguments, &sender)?;
             self.watch.add(Watched { pid: process.pid(), socket });
             self.guests.push(Guest { process, record: Record::default(), role, started });
             if self.guests.len() == self.cast.roles.len() {
                 self.sender = None;
             }
+            // Where a start takes longer than it may, the next is late already.
+            self.read_ledger();
         }
         Ok(())
     }
 
+    /// Reads what can be read without stopping anybody, if it is time.
     fn read_ledger(&mut self) {
         let now = Instant::now();
-        if self.plan.is_unmanaged || now < self.ledger_due {
+        self.resident.sample(now, self.guests.iter().map(|guest| guest.process.pid()));
+        if now < self.ledger_due {
             return;
         }
         self.ledger_due = now + LEDGER_INTERVAL;
         // There is none before the first guest has joined.
-        if let Ok(pool) = Ledger::read(&self.pool()) {
-            self.pool.take(now, &pool, matches!(self.stage, Stage::Measuring | Stage::Working));
-        }
+        let pool = Ledger::read(&self.pool()).ok();
+        let is_measured = matches!(self.stage, Stage::Measuring | Stage::Working);
+        self.pool.take(now, pool.as_ref(), self.resident.last_bytes(), is_measured);
     }
 
     fn enter(&mut self, stage: Stage) {
         self.since = Instant::now();
         self.watch.set_pace(match stage {
             Stage::Measuring => MEASURED_PACE,
-            Stage::Working => WORKING_PACE,
+            Stage::Working if self.plan.roles.iter().any(|role| role.workload.is_measured()) => WORKING_PACE,
             _ => PACE,
         });
         if stage == Stage::Measuring {
@@ -335,6 +344,7 @@ impl<'a> Fleet<'a> {
             start: self.start,
             account,
             pool: std::mem::take(&mut self.pool),
+            resident: self.resident,
             budget_bytes: self.cast.budget_bytes,
         })
     }

@@ -13,6 +13,8 @@ pub struct PoolSample {
     pub level: Option<Level>,
     /// What was left of the budget.
     pub free_bytes: Option<i64>,
+    /// What all guests had resident.
+    pub resident_bytes: u64,
 }
 
 /// What a guest worked with, and held, at most.
@@ -43,9 +45,11 @@ pub fn name(number: usize) -> String {
 }
 
 impl PoolRecord {
-    /// Takes a look at a pool; what guests worked with is of interest only while they are measured.
-    pub fn take(&mut self, at: Instant, pool: &PoolView, is_measured: bool) {
-        self.samples.push(PoolSample { at, level: pool.level, free_bytes: pool.free_bytes });
+    /// Takes a look at a pool, if there is one; what guests worked with is of interest only while they are measured.
+    pub fn take(&mut self, at: Instant, pool: Option<&PoolView>, resident_bytes: u64, is_measured: bool) {
+        let (level, free_bytes) = (pool.and_then(|pool| pool.level), pool.and_then(|pool| pool.free_bytes));
+        self.samples.push(PoolSample { at, level, free_bytes, resident_bytes });
+        let Some(pool) = pool else { return };
         for member in pool.members.iter().filter(|_| is_measured) {
             let number = member.identity.name.strip_prefix('g').and_then(|number| number.parse::<usize>().ok());
             let Some(index) = number.and_then(|number| number.checked_sub(1)) else { continue };
@@ -84,12 +88,12 @@ mod tests {
         let report = &mut view.members[0].report;
         (report.active_bytes, report.active_slow_bytes) = (80 * MIB, Some(30 * MIB));
         (report.touched_bytes, report.ballooned_bytes) = (100 * MIB, 60 * MIB);
-        record.take(now, &view, false);
+        record.take(now, Some(&view), 0, false);
         assert_eq!((record.samples.len(), record.peaks.len()), (1, 0));
-        record.take(now, &view, true);
+        record.take(now, Some(&view), 0, true);
         view.members[0].report.active_bytes = 70 * MIB;
         view.members[0].report.active_slow_bytes = Some(50 * MIB);
-        record.take(now, &view, true);
+        record.take(now, Some(&view), 0, true);
         let peak =
             Peak { active_bytes: 80 * MIB, active_slow_bytes: 50 * MIB, touched_bytes: 40 * MIB, is_sampled: true };
         assert_eq!(record.peaks, [Peak::default(), peak], "guests count from 1, and one is not ours");
@@ -102,7 +106,7 @@ mod tests {
             let mut view = pool(vec![member(&name(1), 0)]);
             let report = &mut view.members[0].report;
             (report.active_bytes, report.active_slow_bytes) = (active_mib * MIB, slow_mib.map(|slow| slow * MIB));
-            record.take(now, &view, true);
+            record.take(now, Some(&view), 0, true);
             record.peaks[0].active_bytes / MIB
         };
         assert_eq!([take(90, None), take(20, Some(10)), take(25, Some(10)), take(95, None)], [90, 20, 25, 25]);
@@ -115,7 +119,7 @@ mod tests {
         let mut view = pool(vec![]);
         for level in [None, Some(Level::Soft), Some(Level::Low), Some(Level::High)] {
             view.level = level;
-            record.take(now, &view, true);
+            record.take(now, Some(&view), 0, true);
         }
         assert_eq!(record.worst_level(), Some(Level::Low));
     }

@@ -78,6 +78,10 @@ pub struct Verdict {
     pub peak_host_bytes: u64,
     /// Times that was looked at.
     pub looks: usize,
+    /// The most they had resident, read more often and without stopping them: RSS, in which a merged page counts often.
+    pub peak_resident_bytes: u64,
+    /// Times that was read.
+    pub resident_samples: u64,
     /// What a guest took then, on average.
     pub host_bytes_per_guest: u64,
     /// What the one took that ever took the most.
@@ -143,6 +147,8 @@ impl Verdict {
             size_bytes,
             peak_host_bytes: account.peak_bytes(),
             looks: account.samples.len(),
+            peak_resident_bytes: ended.resident.bytes,
+            resident_samples: ended.resident.samples,
             host_bytes_per_guest: peak.map_or(0, |sample| sample.host_bytes / sample.guests.max(1) as u64),
             host_bytes_worst_guest: account.samples.iter().map(|sample| sample.host_most_bytes).max().unwrap_or(0),
             bytes,
@@ -232,6 +238,7 @@ mod tests {
     use super::super::goodput::Window;
     use super::super::pool::PoolRecord;
     use super::*;
+    use crate::guest_process::resident::ResidentPeak;
 
     fn guest(lines: &[String], ending: Ending, at: Instant) -> Record {
         let mut record = Record::default();
@@ -254,6 +261,7 @@ mod tests {
             start,
             account: Account::default(),
             pool: PoolRecord::default(),
+            resident: ResidentPeak::default(),
             budget_bytes: 64 << 20,
         }
     }

@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod held;
 pub mod merging;
+pub mod resident;
 pub mod still;
 pub mod watch;
 

@@ -85,8 +85,7 @@ impl Chart {
     pub fn svg(&self, label: impl Fn(f64) -> String) -> String {
         let stacked = self.stacked();
         let all = || stacked.iter().flatten();
-        let right =
-            round_step(all().map(|point| point.0).fold(0.0, f64::max).max(0.01) / f64::from(TICKS)) * f64::from(TICKS);
+        let right = all().map(|point| point.0).fold(0.0, f64::max).max(0.01);
         let (low, high) = self.bounds(all().map(|point| point.2));
         let ratio = |value: f64| match self.scale {
             Scale::Linear => (value - low) / (high - low),
@@ -131,8 +130,8 @@ impl Chart {
                 at + 4.0
             );
         }
-        for part in 0..=TICKS {
-            let value = right * f64::from(part) / f64::from(TICKS);
+        let step = round_step(right / f64::from(TICKS + 2));
+        for value in (0..=TICKS + 2).map(|tick| f64::from(tick) * step).filter(|value| *value <= right) {
             let (at, under) = (x(value), TOP + HEIGHT + 18.0);
             let _ = writeln!(svg, "<text x='{at:.1}' y='{under}' text-anchor='middle'>{}</text>", short(value));
         }

@@ -65,6 +65,8 @@ fn memory(report: &Report) -> Chart {
     chart.area("swapped", "#8c564b", points(|moment| moment.bytes.swapped));
     chart.area("ballooned", "#9467bd", points(|moment| moment.bytes.ballooned));
     chart.line("host memory (PSS)", "#d62728", points(|moment| moment.host_bytes));
+    let resident = report.pool.iter().map(|moment| (moment.seconds, moment.resident_bytes as f64 / MIB)).collect();
+    chart.line("resident (RSS)", "#ff7f0e", resident);
     let end = report.moments.last().map_or(1.0, |moment| moment.seconds);
     let budget = report.verdict.budget_bytes as f64 / MIB;
     chart.line("budget", "#000000", vec![(0.0, budget), (end, budget)]);

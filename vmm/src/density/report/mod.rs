@@ -75,7 +75,7 @@ pub struct Moment {
     pub compressed_held_bytes: u64,
 }
 
-/// How short of memory the pool was at a moment.
+/// The pool at a moment, as it is read without stopping anybody.
 #[derive(Debug, Clone, Serialize)]
 pub struct PoolMoment {
     /// Since the first start.
@@ -84,6 +84,8 @@ pub struct PoolMoment {
     pub level: Option<Level>,
     /// What was left of the budget.
     pub free_bytes: Option<i64>,
+    /// What all guests had resident.
+    pub resident_bytes: u64,
 }
 
 /// The machine it was measured on.
@@ -181,6 +183,7 @@ impl Report {
             seconds: seconds(sample.at),
             level: sample.level,
             free_bytes: sample.free_bytes,
+            resident_bytes: sample.resident_bytes,
         });
         Self {
             is_max: plan.count == Count::Max,
@@ -262,6 +265,8 @@ pub mod tests {
             size_bytes: 64 << 20,
             peak_host_bytes: 38 << 20,
             looks: 30,
+            peak_resident_bytes: 39 << 20,
+            resident_samples: 160,
             host_bytes_per_guest: 19 << 20,
             host_bytes_worst_guest: 20 << 20,
             bytes,
@@ -308,7 +313,12 @@ pub mod tests {
             })],
             trials,
             moments: vec![moment(1.0), moment(2.0), moment(30.0)],
-            pool: vec![PoolMoment { seconds: 1.0, level: Some(Level::Soft), free_bytes: Some(2 << 20) }],
+            pool: vec![PoolMoment {
+                seconds: 1.0,
+                level: Some(Level::Soft),
+                free_bytes: Some(2 << 20),
+                resident_bytes: 37 << 20,
+            }],
         }
     }
 

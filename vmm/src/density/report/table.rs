@@ -61,6 +61,8 @@ pub fn render(report: &Report) -> String {
         mebibytes(verdict.peak_host_bytes),
         verdict.looks
     ));
+    let (resident, samples) = (mebibytes(verdict.peak_resident_bytes), verdict.resident_samples);
+    line(&format!("  resident      at most {resident} (RSS, {samples} times without stopping them)"));
     let tenths = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
     line(&format!(
         "  a guest       {} on average then, {} the most any took",
@@ -143,6 +145,7 @@ mod tests {
             "1 of 2 guests of 32 MiB ok, 64 MiB in all, in 40 MiB: 42 s",
             "pages           0 bad of 28672 verified (7 times)",
             "host memory     at most 38 MiB (PSS, 30 looks): within the budget",
+            "  resident      at most 39 MiB (RSS, 160 times without stopping them)",
             "  compressed          12 MiB  in 6 MiB of memory",
             "goodput         median 99.4 %, worst 96.1 % of a guest alone",
             "touches         half within 120ns, 99 % within 65.0us",
