@@ -237,6 +237,9 @@ fn flags_that_make_no_sense_are_one_line() {
     let little = ["density", "--guests", "4", "--probe", "verify", "--memory", "32M", "--budget", "4M"];
     let finished = cistern(&little).expect_status(2);
     assert!(finished.stderr.contains("--budget 4M: at least 8M"), "{finished:?}");
+    let nowhere = ["density", "--guests", "1", "--probe", "verify", "--memory", "32M", "--out", "/proc/nowhere"];
+    let finished = cistern(&nowhere).expect_status(1);
+    assert!(finished.stderr.contains("--out /proc/nowhere") && finished.stdout.is_empty(), "{finished:?}");
     // What a screen shows, with a line to spare.
     let help = cistern(&["density", "--help"]).expect_status(0);
     assert!(help.stdout.lines().count() <= 28, "{}", help.stdout);

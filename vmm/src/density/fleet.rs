@@ -1,6 +1,7 @@
 //! Some guests in a pool of their own, from the first start to the last end.
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -318,15 +319,14 @@ impl<'a> Fleet<'a> {
     /// What the kernel said.
     pub fn end(mut self) -> Result<Ended> {
         let account = self.watch.finish();
-        for guest in self.guests.iter_mut().filter(|guest| guest.record.closed.is_none()) {
-            guest.process.kill();
-            guest.record.ending = Some(Ending::Stopped);
-        }
+        // All at once: each takes a while to end.
+        self.guests.iter_mut().filter(|guest| guest.record.closed.is_none()).for_each(|guest| guest.process.kill());
         let now = Instant::now();
         for guest in &mut self.guests {
             let status = guest.process.wait()?;
-            let ending = guest.record.ending.unwrap_or(Ending::Status(status.code()));
-            guest.record.end(ending);
+            // Who was about to end has a status of its own.
+            let is_ours = guest.record.closed.is_none() && status.signal() == Some(libc::SIGKILL);
+            guest.record.end(if is_ours { Ending::Stopped } else { Ending::Status(status.code()) });
         }
         let window = Window { start: self.measured.0.unwrap_or(self.start), end: self.measured.1.unwrap_or(now) };
         let window_of = |guest: &Guest| match self.measured {

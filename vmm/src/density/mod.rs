@@ -16,6 +16,7 @@ mod search;
 mod verdict;
 mod workload;
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -52,6 +53,10 @@ pub fn run(density: Density) -> Result<u8> {
     Host::open()?;
     if !plan.is_unmanaged {
         UserfaultSupport::probe()?;
+    }
+    // Known before, and not after an hour.
+    if let Some(folder) = &out {
+        fs::create_dir_all(folder).with_context(|| format!("--out {}", folder.display()))?;
     }
     // Two pipes a guest.
     limits::raise_open_files().context("limit of open files")?;
@@ -142,6 +147,9 @@ impl Bench<'_> {
         yardsticks: &[Option<Yardstick>],
     ) -> Result<Result<((Ended, Verdict), Vec<Trial>, bool), Stopped>> {
         let plan = self.plan;
+        if !yardsticks.iter().flatten().all(|yardstick| yardstick.alone.is_known()) {
+            anyhow::bail!("density: a guest alone has told of no walk: there is no goodput to keep");
+        }
         // So many fit without any overcommit.
         let first = (plan.budget.bytes / plan.memory.bytes) as usize;
         let mut search = Search::new(first, MAXIMUM_MEMBERS.into());

@@ -228,7 +228,8 @@ impl Plan {
                 vec![Role { part: Part { weight: 1, program }, workload: Workload::UNKNOWN }]
             }
         };
-        if density.guests == Count::Max && !roles.iter().all(|role| role.workload.is_measured()) {
+        let is_measured = |role: &Role| options.kernel.is_some() || role.workload.is_measured();
+        if density.guests == Count::Max && !roles.iter().all(is_measured) {
             return Err(bad("guests", "max".to_owned(), "every --probe must walk, or touch pages while it is idle"));
         }
         let seconds = |flag, value: f64, least: f64| match Duration::try_from_secs_f64(value) {

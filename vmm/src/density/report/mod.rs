@@ -209,12 +209,11 @@ impl Report {
         serde_json::to_string_pretty(self).expect("names are text and numbers are numbers") + "\n"
     }
 
-    /// Writes both files to a folder, which is made if it is not there.
+    /// Writes both files to a folder.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("--out {}", folder.display()))?;
         for (file, text) in [(JSON_FILE, self.json()), (HTML_FILE, html::render(self))] {
             let path = folder.join(file);
             fs::write(&path, text).with_context(|| path.display().to_string())?;
