@@ -12,6 +12,7 @@ pub mod guests;
 pub mod initramfs;
 pub mod ksm;
 pub mod lab;
+pub mod leftovers;
 pub mod namespace;
 pub mod paged;
 pub mod pool;

@@ -1,12 +1,12 @@
 //! `cistern demo`: it gets to its end with every page verified, and leaves nothing behind however it ends.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use cistern_tests::ksm::Ksm;
+use cistern_tests::leftovers::{expect_nothing_left, processes_with};
 use cistern_tests::paged::{MIB, counter, folder_on_disk};
 use cistern_tests::process::{Finished, LIMIT, Running, binary};
 use cistern_tests::terminal::Session;
@@ -39,23 +39,6 @@ fn children(pid: u32) -> Vec<u32> {
     let processes = fs::read_dir("/proc").expect("processes").flatten();
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter(|&child| parent(child) == Some(pid)).collect()
-}
-
-/// Processes whose command line names a file in this folder.
-fn processes_with(folder: &Path) -> Vec<String> {
-    let folder = folder.to_str().expect("a plain path");
-    let processes = fs::read_dir("/proc").expect("processes").flatten();
-    let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-    let lines = lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " "));
-    lines.filter(|line| line.contains(folder)).collect()
-}
-
-/// Fails unless neither guests nor files are left. The guests were killed and waited for by then.
-#[track_caller]
-fn expect_nothing_left(folder: &TempDir) {
-    assert_eq!(processes_with(folder.path()), [""; 0]);
-    let files: Vec<_> = fs::read_dir(folder.path()).expect("the folder").flatten().collect();
-    assert!(files.is_empty(), "{files:?}");
 }
 
 /// The objects of the guests, and that of the pool.
@@ -134,7 +117,7 @@ fn eight_guests_verify_every_page_in_half_of_what_they_fill() {
     let all: u64 = ["untouched", "zero", "duplicate", "compressed", "swapped", "resident"].into_iter().map(held).sum();
     let size = counter(&pool, "size_bytes");
     assert!(all.abs_diff(size) < size / 20, "{all} of {size}: {pool}");
-    expect_nothing_left(&folder);
+    expect_nothing_left(folder.path());
 }
 
 /// Waits until the pool's leader has changed how KSM runs, which it records before.
@@ -176,7 +159,7 @@ fn a_guest_that_dies_is_a_failure_and_the_others_go_on() {
         assert_eq!((counter(guest, "verified_pages"), &guest["failure"]), (PAGES, &Value::Null), "{guest}");
     }
     assert_eq!(counter(&pool, "bad_pages"), 0, "{pool}");
-    expect_nothing_left(&folder);
+    expect_nothing_left(folder.path());
 }
 
 #[test]
@@ -193,7 +176,7 @@ fn a_demo_that_is_stopped_takes_everything_along() {
     let finished = demo.finish(LIMIT).expect_status(1);
     assert!(finished.stderr.contains("stopped before its end"), "{finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
-    expect_nothing_left(&folder);
+    expect_nothing_left(folder.path());
     // Unless somebody else drives it by now.
     if let (Some(found), Some(left)) = (found, undriven_ksm()) {
         assert_eq!(left, found);
@@ -209,6 +192,6 @@ fn a_demo_that_is_stopped_takes_everything_along() {
         session.wait_for(b"stopped before its end");
         assert_eq!(session.wait().code(), Some(1));
         assert_eq!(session.settings(), session.before);
-        expect_nothing_left(&folder);
+        expect_nothing_left(folder.path());
     }
 }

@@ -7,6 +7,8 @@ use cistern::pool_options::Budget;
 use cistern_memory::sharing::Mechanisms;
 use clap::{Parser, Subcommand};
 
+use crate::density::Density;
+
 /// A minimal KVM hypervisor with memory overcommit built in: one process, one microVM.
 #[derive(Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -52,6 +54,9 @@ pub enum Command {
     },
     /// Watch a pool at work: eight embedded guests in half of the memory they fill
     Demo(Demo),
+    /// Find out how many guests a budget of memory holds, and what that costs them
+    #[command(after_help = DENSITY_HELP)]
+    Density(Box<Density>),
     /// Guests that come with the program
     #[command(subcommand)]
     Guest(GuestCommand),
@@ -66,6 +71,11 @@ pub enum Command {
 const RUN_HELP: &str = "Exit status: 0 guest powered off or reset, or stopped by you; 1 host or VMM error; 2 usage;
 3 guest crash; 4 timed out; 64 + the low five bits of a byte the guest writes to port 0xf4.
 Ctrl-A x stops the guest, Ctrl-A h lists more. SIGTERM presses the power button; a second one, or 5 s, stops.";
+
+const DENSITY_HELP: &str = "\
+Every other memory and pool flag of 'run' is taken too, and passed on to all guests. Programs that end are waited for;
+those with 'repeat:forever' are measured for --secs and stopped. Goodput is touches a second, or the part of an idle
+guest's touches in time, against a guest alone. Exit status: 1 bad page or crashed guest; 0 also if you stop it.";
 
 const TOP_HELP: &str = "\
 The bar is what is free of the budget, with the watermarks in it. A guest may

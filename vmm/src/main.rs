@@ -3,6 +3,8 @@
 mod balloon;
 mod cli;
 mod demo;
+mod density;
+mod guest_process;
 mod pool;
 mod running;
 mod sharing;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Balloon { vm, size } => balloon::run(&vm, size),
         Command::Sharing { vm, ways, json } => sharing::run(&vm, ways, json),
         Command::Demo(demo) => demo::run(demo.json),
+        Command::Density(density) => density::run(*density),
         Command::Guest(command) => guest(command),
         Command::Host { json } => host(json),
     };

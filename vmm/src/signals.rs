@@ -44,6 +44,13 @@ impl Signals {
         }
     }
 
+    /// Whether one has arrived and is not taken yet.
+    pub fn is_waiting(&self) -> bool {
+        let mut polled = libc::pollfd { fd: self.descriptor.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, as said; it does not wait.
+        unsafe { libc::poll(&mut polled, 1, 0) == 1 }
+    }
+
     /// Takes one signal that has arrived; false when there is none.
     pub fn take(&self) -> bool {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];

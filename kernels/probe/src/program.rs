@@ -9,7 +9,7 @@
 //!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
 //!         | "free:" SIZE [ ",silent" ]
 //!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
-//!         | "repeat:" NUMBER ",(" program ")"
+//!         | "repeat:" ( NUMBER | "forever" ) ",(" program ")"
 //!         | "exit" [ ":" NUMBER ]
 //! ```
 //! A SIZE is a number of bytes, or of K, M or G, rounded up to pages. SECONDS may have a fraction. A fill whose kinds
@@ -29,6 +29,9 @@ use crate::quantity::{milliseconds, number, size};
 const MAX_STEPS: usize = 64;
 /// Loops inside loops.
 const MAX_DEPTH: usize = 8;
+
+/// Times of a loop that has no end.
+pub const FOREVER: u32 = u32::MAX;
 
 /// How `damage` spoils a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +103,7 @@ pub enum Step {
     },
     /// Do everything up to the matching [`Step::End`] this often.
     Repeat {
-        /// At least once.
+        /// At least once; [`FOREVER`].
         times: u32,
     },
     /// The end of a loop.
@@ -186,7 +189,13 @@ impl Program {
                 let code = argument.map(|code| number(code, 255).map(|code| code as u8)).transpose()?;
                 no_options(options, Step::Exit { code })?
             }
-            "repeat" => return self.repeat(number(needed?, u32::MAX.into())? as u32, text, options, depth),
+            "repeat" => {
+                let times = match needed? {
+                    "forever" => FOREVER,
+                    times => number(times, u64::from(FOREVER) - 1)? as u32,
+                };
+                return self.repeat(times, text, options, depth);
+            }
             "" => return Err(ParseError { near: text, cause: "a step is missing" }),
             _ => return Err(ParseError { near: text, cause: "unknown step" }),
         };
@@ -244,7 +253,10 @@ impl Cursor {
                 Step::End => match &mut self.loops[self.depth - 1] {
                     (_, 0) => self.depth -= 1,
                     (first, rounds) => {
-                        *rounds -= 1;
+                        // Of an endless loop the last round never comes.
+                        if *rounds != FOREVER - 1 {
+                            *rounds -= 1;
+                        }
                         self.next = *first;
                     }
                 },
@@ -276,6 +288,20 @@ mod tests {
 
     fn parsed(text: &str) -> Vec<Step> {
         Program::parse(text).unwrap_or_else(|error| panic!("{text}: {error}")).steps().to_vec()
+    }
+
+    #[test]
+    fn an_endless_loop_has_no_last_round() {
+        let program = Program::parse("verify;repeat:forever,(exit:1;exit:2)").expect("the program is right");
+        assert_eq!(program.steps()[1], Step::Repeat { times: FOREVER });
+        let mut cursor = Cursor { next: 2, loops: [(2, FOREVER - 1); MAX_DEPTH], depth: 1 };
+        for _ in 0..1000 {
+            for code in [1, 2] {
+                assert_eq!(cursor.next(&program), Some(Step::Exit { code: Some(code) }));
+            }
+        }
+        assert_eq!(cursor.loops[0].1, FOREVER - 1);
+        assert!(Program::parse("repeat:4294967295,(verify)").is_err(), "that is another word for it");
     }
 
     #[test]

@@ -1,36 +1,22 @@
 //! A guest of the demo: a `cistern run` of its own.
 
-use std::env;
-use std::io::{self, BufRead, BufReader, Read};
-use std::mem;
-use std::os::unix::process::CommandExt;
+use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::ptr;
-use std::sync::mpsc::Sender;
-use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::acts::{ACTS, Act, BUDGET, Doing, MEMORY, doing};
-use super::merging::Merging;
 use super::place::Place;
 use super::progress::Progress;
-use super::watch::Watched;
+use crate::guest_process::merging::Merging;
+use crate::guest_process::watch::Watched;
+use crate::guest_process::{GuestProcess, Lines};
 
 /// A guest that takes longer than this is stuck, however slow the host is.
 const TIMEOUT_SECONDS: &str = "300";
 
-/// What a guest's process wrote.
-pub enum Line {
-    /// The guest, on its console.
-    Console(String),
-    /// The VMM, on stderr.
-    Complaint(String),
-}
-
-/// Lines of all guests, with the guest's number.
-pub type Lines = Sender<(usize, Line)>;
+/// What guests are started with that merge pages.
+const MERGING_FLAGS: [&str; 3] = ["--sharing", "zero,store,ksm", "--ksm-tune"];
 
 /// A guest at work.
 pub struct Guest {
@@ -40,7 +26,7 @@ pub struct Guest {
     pub progress: Progress,
     program: String,
     socket: PathBuf,
-    child: Child,
+    process: GuestProcess,
 }
 
 impl Guest {
@@ -52,36 +38,29 @@ impl Guest {
         let act = &ACTS[nth];
         let program = act.program(nth, place.swap().is_some());
         let socket = place.socket(act.name);
-        let mut command = Command::new(env::current_exe().context("finding this program")?);
-        // SAFETY: its calls are async-signal-safe and touch nothing of this process.
-        unsafe { command.pre_exec(belong_to_the_demo) };
-        command
-            .args(["run", "--name", act.name, "--timeout", TIMEOUT_SECONDS])
-            .args(["--memory", &MEMORY.to_string(), "--budget", &BUDGET.to_string(), "--pool"])
-            .arg(place.pool())
-            .arg("--api-sock")
-            .arg(&socket)
-            .arg("--kernel")
-            .arg(place.kernel())
-            .args(["--cmdline", &format!("probe=\"{program}\"")]);
+        let mut arguments = Vec::<OsString>::new();
+        let mut flag = |name: &str, value: OsString| arguments.extend([name.into(), value]);
+        flag("--name", act.name.into());
+        flag("--timeout", TIMEOUT_SECONDS.into());
+        flag("--memory", MEMORY.to_string().into());
+        flag("--budget", BUDGET.to_string().into());
+        flag("--pool", place.pool().into());
+        flag("--api-sock", socket.clone().into());
+        flag("--kernel", place.kernel().into());
+        flag("--cmdline", format!("probe=\"{program}\"").into());
         if let Some(swap) = place.swap() {
-            command.arg("--swap").arg(swap);
+            flag("--swap", swap.into());
         }
-        if let Some(merging) = merging {
-            command.args(merging.flags());
+        if merging.is_some() {
+            arguments.extend(MERGING_FLAGS.map(OsString::from));
         }
-        // Keys are the demo's: in a process group of its own a guest has no part in Ctrl-C.
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("starting a guest")?;
-        let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
-        forward(stdout, lines.clone(), move |line| (nth, Line::Console(line)));
-        forward(stderr, lines.clone(), move |line| (nth, Line::Complaint(line)));
-        Ok(Self { act, progress: Progress::default(), program, socket, child })
+        let process = GuestProcess::start(nth, arguments, lines)?;
+        Ok(Self { act, progress: Progress::default(), program, socket, process })
     }
 
     /// What is to be known to look at it from outside.
     pub fn watched(&self) -> Watched {
-        Watched { pid: self.child.id(), socket: self.socket.clone() }
+        Watched { pid: self.process.pid(), socket: self.socket.clone() }
     }
 
     /// What it is at.
@@ -94,43 +73,8 @@ impl Guest {
     /// # Errors
     /// What the kernel said.
     pub fn wait(&mut self) -> Result<()> {
-        let status = self.child.wait().context("waiting for a guest")?;
+        let status = self.process.wait()?;
         self.progress.end(status.code());
         Ok(())
     }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Already gone in the usual case; otherwise the demo ends early and takes its guests along.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Sends on what is read, line by line, until nobody wants it.
-fn forward(from: impl Read + Send + 'static, to: Lines, line: impl Fn(String) -> (usize, Line) + Send + 'static) {
-    thread::spawn(move || {
-        for text in BufReader::new(from).lines().map_while(Result::ok) {
-            if to.send(line(text)).is_err() {
-                break;
-            }
-        }
-    });
-}
-
-/// Lets the kernel kill this process when the one that started it ends, however it ends, and lets signals through that
-/// are only the other's to wait for.
-fn belong_to_the_demo() -> io::Result<()> {
-    // SAFETY: plain system calls; the set is made valid by sigemptyset before it is used.
-    unsafe {
-        let mut none: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&mut none);
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-            || libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()) != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

@@ -4,14 +4,11 @@
 mod account;
 mod acts;
 mod guest;
-mod merging;
 mod place;
 mod progress;
 mod stage;
-mod still;
 mod table;
 mod view;
-mod watch;
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -26,8 +23,8 @@ use cistern::terminal::is_foreground_terminal;
 use cistern_memory::UserfaultSupport;
 use cistern_memory::ledger::{Ledger, PoolView};
 
+use crate::guest_process::merging::Merging;
 use crate::top;
-use merging::Merging;
 use place::Place;
 use stage::Stage;
 use view::Lines;

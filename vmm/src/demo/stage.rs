@@ -7,22 +7,26 @@ use anyhow::Result;
 
 use super::account::Account;
 use super::acts::{ACTS, ARRIVAL_SECONDS, BUDGET, Doing, FILLED, MEMORY};
-use super::guest::{Guest, Line, Lines};
-use super::merging::Merging;
+use super::guest::Guest;
 use super::place::Place;
 use super::progress::Progress;
-use super::watch::Watch;
+use crate::guest_process::merging::Merging;
+use crate::guest_process::watch::{Pace, Watch};
+use crate::guest_process::{Line, Lines, Said};
+
+/// There is something to see all the while.
+const PACE: Pace = Pace { interval: Duration::from_millis(400), interval_of_stops: 4 };
 
 /// All guests. When it is dropped they end and their files are gone.
 pub struct Stage {
     // Fields are dropped in this order: nobody is looked at who is waited for, and what guests leave changed is put back
     // before the record of it is gone.
-    watch: Watch,
+    watch: Watch<Account>,
     guests: Vec<Guest>,
     merging: Option<Merging>,
     place: Place,
     start: Instant,
-    lines: Receiver<(usize, Line)>,
+    lines: Receiver<Said>,
     /// Until the last guest has been started: then its end is theirs.
     sender: Option<Lines>,
     is_over: bool,
@@ -67,7 +71,7 @@ impl Stage {
     pub fn open(place: Place, merging: Option<Merging>) -> Result<Self> {
         let (sender, lines) = channel();
         let mut stage = Self {
-            watch: Watch::start(),
+            watch: Watch::start(PACE),
             guests: Vec::with_capacity(ACTS.len()),
             merging,
             place,
@@ -92,7 +96,7 @@ impl Stage {
 
     /// What was seen of the guests so far.
     pub fn account(&self) -> Account {
-        self.watch.account()
+        self.watch.seen()
     }
 
     /// Goes on for about so long; `told` sees each guest that has told something.
@@ -104,11 +108,12 @@ impl Stage {
         loop {
             self.receive()?;
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok((nth, line)) => {
+                Ok((nth, _, line)) => {
                     let guest = &mut self.guests[nth];
                     match line {
                         Line::Console(line) => guest.progress.take_line(&line),
                         Line::Complaint(line) => guest.progress.take_complaint(&line),
+                        Line::End => continue,
                     }
                     told(guest);
                 }

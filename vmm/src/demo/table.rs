@@ -80,9 +80,10 @@ fn mebibytes(bytes: u64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::super::account::{Account, Held};
+    use super::super::account::Account;
     use super::super::progress::Progress;
     use super::*;
+    use crate::guest_process::held::Held;
 
     fn ended<'a>(guest: &'a Progress, peak_bytes: u64, has_swap: bool) -> Ended<'a> {
         let fullest = Held {

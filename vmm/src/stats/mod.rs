@@ -1,6 +1,6 @@
 //! `cistern stats`: what a running VM's memory costs and where it is.
 
-mod latency;
+pub mod latency;
 mod table;
 
 use std::io::{self, Write};

@@ -2,7 +2,7 @@
 
 mod column;
 #[cfg(test)]
-mod fixtures;
+pub mod fixtures;
 mod guest;
 mod keys;
 mod live;

@@ -12,7 +12,7 @@ const TICK: Duration = Duration::from_millis(10);
 
 /// ksmd. It never ends, so its process id stays.
 #[derive(Debug, Clone)]
-pub(super) struct Ksmd {
+pub struct Ksmd {
     folder: PathBuf,
 }
 

@@ -21,6 +21,7 @@ mod wheel;
 pub use error::KsmError;
 pub use folder::Setting;
 pub use host::KsmHost;
+pub use ksmd::Ksmd;
 pub use process::KsmProcess;
 pub use regulator::Pace;
 pub use tuner::{KsmState, Tuner, TunerConfig, TunerState};

@@ -42,22 +42,33 @@ fn is_running(pid: u32) -> bool {
     })
 }
 
-/// Host memory of child processes that are not waited for yet, shared pages divided among their users and the files they
-/// map apart (kernel Documentation/filesystems/proc.rst), all at one moment; `None` for one that has ended.
-pub fn taken_bytes(pids: &[u32]) -> Vec<Option<u64>> {
-    let still = Still::new(pids);
-    let bytes = pids.iter().map(|pid| pss_bytes(*pid)).collect();
-    drop(still);
-    bytes
+/// What a process takes of the host, shared pages divided among their users and the files it maps apart (kernel
+/// Documentation/filesystems/proc.rst).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Memory: PSS.
+    pub pss_bytes: u64,
+    /// What the kernel has swapped out.
+    pub swap_bytes: u64,
 }
 
-fn pss_bytes(pid: u32) -> Option<u64> {
+/// What child processes that are not waited for yet take, all at one moment; `None` for one that has ended.
+pub fn taken(pids: &[u32]) -> Vec<Option<Taken>> {
+    let still = Still::new(pids);
+    let taken = pids.iter().map(|pid| taken_by(*pid)).collect();
+    drop(still);
+    taken
+}
+
+fn taken_by(pid: u32) -> Option<Taken> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let kib = |field| {
+    let bytes = |field| {
         let line = rollup.lines().find_map(|line| line.strip_prefix(field))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+        Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
     };
-    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:")?) * 1024)
+    // SwapPss is not there in kernels without swap.
+    let swap_bytes = bytes("SwapPss:").unwrap_or(0);
+    Some(Taken { pss_bytes: bytes("Pss_Anon:")? + bytes("Pss_Shmem:")?, swap_bytes })
 }
 
 #[cfg(test)]
@@ -69,7 +80,7 @@ mod tests {
     #[test]
     fn a_process_takes_something_goes_on_and_is_gone_after_its_end() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat starts");
-        assert!(taken_bytes(&[child.id()])[0].is_some_and(|bytes| bytes > 0));
+        assert!(taken(&[child.id()])[0].is_some_and(|taken| taken.pss_bytes > 0));
         // It would not see the end of its input if it stood still.
         drop(child.stdin.take());
         while is_running(child.id())
@@ -77,7 +88,7 @@ mod tests {
         {
             thread::yield_now();
         }
-        assert_eq!(taken_bytes(&[child.id()]), [None]);
+        assert_eq!(taken(&[child.id()]), [None]);
         assert!(child.wait().expect("it has ended").success());
     }
 }

@@ -1,0 +1,185 @@
+//! `cistern density`: how many guests a budget holds. Starts guests, each a `cistern run` of its own, in one pool, measures
+//! what they get done against what one of them does alone, and says where their memory went and what that cost.
+
+mod account;
+mod advice;
+mod fleet;
+mod goodput;
+mod latency;
+mod mix;
+mod options;
+mod pool;
+mod record;
+mod report;
+mod screen;
+mod search;
+mod verdict;
+mod workload;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use cistern::host::Host;
+use cistern::limits;
+use cistern::outcome::STATUS_ERROR;
+use cistern::signals::{Signals, restore_terminal_on_fatal_signals};
+use cistern_memory::UserfaultSupport;
+use cistern_memory::ledger::MAXIMUM_MEMBERS;
+
+use fleet::{Cast, Ended, Fleet};
+use goodput::Alone;
+use mix::interleave;
+pub use options::Density;
+use options::{Count, Plan};
+use report::{Report, Trial};
+use screen::Screen;
+use search::Search;
+use verdict::{Verdict, Yardstick};
+
+/// Room beside a guest that is alone: nothing is short of memory then.
+const ALONE_ROOM_BYTES: u64 = 64 << 20;
+
+/// Whoever runs it has stopped it.
+struct Stopped;
+
+/// Runs it; the status is 0 when every guest ended well and no page was bad, else 1. Stopped by a signal it is 0, as `run`
+/// has it.
+pub fn run(density: Density) -> Result<u8> {
+    let (out, json): (Option<PathBuf>, bool) = (density.out.clone(), density.json);
+    let plan = Plan::new(density)?;
+    // What all guests would fail for is said once.
+    Host::open()?;
+    if !plan.is_unmanaged {
+        UserfaultSupport::probe()?;
+    }
+    // Known before, and not after an hour.
+    if let Some(folder) = &out {
+        fs::create_dir_all(folder).with_context(|| format!("--out {}", folder.display()))?;
+    }
+    // Two pipes a guest.
+    limits::raise_open_files().context("limit of open files")?;
+    let signals = Signals::block().context("signals")?;
+    restore_terminal_on_fatal_signals().context("signals")?;
+    let mut bench = Bench { plan: &plan, signals, screen: Screen::new(json) };
+    let Some((report, has_failed)) = bench.run()? else {
+        let _ = writeln!(io::stderr(), "cistern: density: stopped before its end: there is no report");
+        return Ok(0);
+    };
+    if let Some(folder) = out {
+        report.write(&folder)?;
+    }
+    // Whoever closed stdout does not want to read it.
+    let text = if json { report.json() } else { report::table::render(&report) };
+    let _ = io::stdout().write_all(text.as_bytes());
+    Ok(if has_failed { STATUS_ERROR } else { 0 })
+}
+
+/// What all fleets have in common.
+struct Bench<'a> {
+    plan: &'a Plan,
+    signals: Signals,
+    screen: Screen,
+}
+
+impl Bench<'_> {
+    /// All that is to be done: the report, and whether a page was bad or a guest crashed. `None` when it was stopped.
+    fn run(&mut self) -> Result<Option<(Report, bool)>> {
+        let Ok(yardsticks) = self.measure_alone()? else { return Ok(None) };
+        let found = match self.plan.count {
+            Count::Number(guests) => self.try_number(guests, &yardsticks)?.map(|tried| (tried, Vec::new(), false)),
+            Count::Max => self.find_most(&yardsticks)?,
+        };
+        let Ok(((ended, verdict), mut trials, has_failed_before)) = found else { return Ok(None) };
+        if trials.is_empty() {
+            trials.push(Trial::of(&verdict, self.plan.goodput));
+        }
+        let has_failed = has_failed_before || verdict.guests_ok < verdict.guests || verdict.bad_pages > 0;
+        Ok(Some((Report::of(self.plan, &ended, verdict, trials), has_failed)))
+    }
+
+    /// What a guest of each kind does alone; `None` for a kind of whose work nothing can be told.
+    fn measure_alone(&mut self) -> Result<Result<Vec<Option<Yardstick>>, Stopped>> {
+        let plan = self.plan;
+        let mut yardsticks = vec![None; plan.roles.len()];
+        for (index, role) in plan.roles.iter().enumerate() {
+            // Of a kernel of the user's it is not known beforehand.
+            if !role.workload.is_measured() && plan.kernel.is_none() {
+                continue;
+            }
+            let room_bytes = plan.memory.bytes + plan.memory.bytes / 4 + ALONE_ROOM_BYTES;
+            let cast = Cast { roles: vec![index], budget_bytes: room_bytes };
+            let title = format!("a guest alone, kind {} of {}", index + 1, plan.roles.len());
+            let Ok(ended) = self.work(cast, &title)? else { return Ok(Err(Stopped)) };
+            if let Some(failure) = &ended.records[0].failure {
+                anyhow::bail!("density: the first guest, alone with all the memory it wants: {failure}");
+            }
+            let (phases, window) = (&ended.records[0].phases, &ended.windows[0]);
+            let alone = Alone::of(phases, window, role.workload.touch_interval);
+            yardsticks[index] = Some(Yardstick { alone, latency: verdict::latency(&ended, |_| true) });
+        }
+        Ok(Ok(yardsticks))
+    }
+
+    /// So many guests.
+    fn try_number(
+        &mut self,
+        guests: usize,
+        yardsticks: &[Option<Yardstick>],
+    ) -> Result<Result<(Ended, Verdict), Stopped>> {
+        let plan = self.plan;
+        let weights: Vec<_> = plan.roles.iter().map(|role| role.part.weight).collect();
+        let cast = Cast { roles: interleave(&weights, guests), budget_bytes: plan.budget.bytes };
+        let programs: Vec<_> = plan.roles.iter().map(|role| role.part.program.clone()).collect();
+        let ended = self.work(cast, &format!("{guests} guests"))?;
+        Ok(ended.map(|ended| {
+            let verdict = Verdict::of(&ended, &programs, yardsticks, plan.memory.bytes);
+            (ended, verdict)
+        }))
+    }
+
+    /// The most guests that keep their goodput, all that were tried, and whether pages were bad or guests crashed among
+    /// those.
+    #[expect(clippy::type_complexity)]
+    fn find_most(
+        &mut self,
+        yardsticks: &[Option<Yardstick>],
+    ) -> Result<Result<((Ended, Verdict), Vec<Trial>, bool), Stopped>> {
+        let plan = self.plan;
+        if !yardsticks.iter().flatten().all(|yardstick| yardstick.alone.is_known()) {
+            anyhow::bail!("density: a guest alone has told of no walk: there is no goodput to keep");
+        }
+        // So many fit without any overcommit.
+        let first = (plan.budget.bytes / plan.memory.bytes) as usize;
+        let mut search = Search::new(first, MAXIMUM_MEMBERS.into());
+        let (mut best, mut trials, mut has_failed) = (None, Vec::new(), false);
+        while let Some(guests) = search.next() {
+            let Ok((ended, verdict)) = self.try_number(guests, yardsticks)? else { return Ok(Err(Stopped)) };
+            let trial = Trial::of(&verdict, plan.goodput);
+            self.screen.tell(&trial);
+            search.take(guests, trial.has_passed);
+            has_failed |= verdict.bad_pages > 0 || verdict.has_crashed;
+            if trial.has_passed || best.is_none() {
+                best = Some((ended, verdict));
+            }
+            trials.push(trial);
+        }
+        if search.passed() == 0 {
+            let percent = plan.goodput * 100.0;
+            anyhow::bail!("density: not even one guest keeps {percent} % of its goodput within {}", plan.budget);
+        }
+        // The first is kept only until one passes.
+        let best = best.filter(|(_, verdict)| verdict.guests == search.passed());
+        Ok(Ok((best.expect("the last that passed is the largest"), trials, has_failed)))
+    }
+
+    /// A fleet from its start to its end.
+    fn work(&mut self, cast: Cast, title: &str) -> Result<Result<Ended, Stopped>> {
+        let mut fleet = Fleet::launch(self.plan, cast)?;
+        if !self.screen.show(&mut fleet, title, &self.signals)? {
+            return Ok(Err(Stopped));
+        }
+        Ok(Ok(fleet.end()?))
+    }
+}
