@@ -9,14 +9,15 @@
 //!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
 //!         | "free:" SIZE [ ",silent" ]
 //!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
-//!         | "repeat:" NUMBER ",(" program ")"
+//!         | "repeat:" (NUMBER | "told") ",(" program ")"
 //!         | "exit" [ ":" NUMBER ]
 //! ```
 //! A SIZE is a number of bytes, or of K, M or G, rounded up to pages. SECONDS may have a fraction. A fill whose kinds
 //! are not given is random. With `churn` pages are of all kinds in turn: every write makes its page anew, of the next kind,
 //! and first compares all of it with what it must be; duplicates are shared inside the guest. A walk ends after its
-//! seconds, one unless it says otherwise, or after so many touches of all processors together. `damage` spoils a filled page, so that a test can see `verify` report it. `exit:N` writes N
-//! to port 0xf4 before the reset.
+//! seconds, one unless it says otherwise, or after so many touches of all processors together. `repeat:told` goes on until a byte has come on the serial port, which
+//! is looked at after each round; a byte ends one loop. `damage` spoils a filled page, so that a test can see `verify` report
+//! it. `exit:N` writes N to port 0xf4 before the reset.
 
 use core::fmt;
 
@@ -48,6 +49,15 @@ pub enum Span {
     Milliseconds(u64),
     /// For so many touches of all processors together.
     Touches(u64),
+}
+
+/// How often a loop goes round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounds {
+    /// So often, at least once.
+    Times(u32),
+    /// Until somebody says that it is enough, at least once.
+    UntilTold,
 }
 
 /// One thing to do. Sizes are in pages, times in milliseconds.
@@ -100,8 +110,8 @@ pub enum Step {
     },
     /// Do everything up to the matching [`Step::End`] this often.
     Repeat {
-        /// At least once.
-        times: u32,
+        /// How many times that is.
+        rounds: Rounds,
     },
     /// The end of a loop.
     End,
@@ -186,7 +196,7 @@ impl Program {
                 let code = argument.map(|code| number(code, 255).map(|code| code as u8)).transpose()?;
                 no_options(options, Step::Exit { code })?
             }
-            "repeat" => return self.repeat(number(needed?, u32::MAX.into())? as u32, text, options, depth),
+            "repeat" => return self.repeat(rounds(needed?)?, text, options, depth),
             "" => return Err(ParseError { near: text, cause: "a step is missing" }),
             _ => return Err(ParseError { near: text, cause: "unknown step" }),
         };
@@ -195,20 +205,20 @@ impl Program {
 
     fn repeat<'a>(
         &mut self,
-        times: u32,
+        rounds: Rounds,
         text: &'a str,
         options: Option<&'a str>,
         depth: usize,
     ) -> Result<(), ParseError<'a>> {
         let body = options.map(str::trim).and_then(|body| body.strip_prefix('(')?.strip_suffix(')'));
         let body = body.ok_or(ParseError { near: text, cause: "repeat needs a program in parentheses" })?;
-        if times == 0 {
+        if rounds == Rounds::Times(0) {
             return Err(ParseError { near: text, cause: "repeat needs at least one round" });
         }
         if depth == MAX_DEPTH {
             return Err(ParseError { near: text, cause: "too many loops inside each other" });
         }
-        self.push(Step::Repeat { times }, text)?;
+        self.push(Step::Repeat { rounds }, text)?;
         self.parse_steps(body, depth + 1)?;
         self.push(Step::End, text)
     }
@@ -225,32 +235,45 @@ impl Program {
 #[derive(Debug, Default)]
 pub struct Cursor {
     next: usize,
-    /// First step of each loop we are in, and the rounds it has left.
-    loops: [(usize, u32); MAX_DEPTH],
+    /// First step of each loop we are in, and the rounds it has left; `None` until it is told to end.
+    loops: [(usize, Option<u32>); MAX_DEPTH],
     depth: usize,
 }
 
 impl Cursor {
-    /// The next step to do; `None` at the end. Never a [`Step::Repeat`] or [`Step::End`].
-    pub fn next(&mut self, program: &Program) -> Option<Step> {
+    /// The next step to do; `None` at the end. Never a [`Step::Repeat`] or [`Step::End`]. `is_told` is asked at the end of
+    /// each round of a loop that goes on until it is told.
+    pub fn next(&mut self, program: &Program, mut is_told: impl FnMut() -> bool) -> Option<Step> {
         loop {
             let step = *program.steps().get(self.next)?;
             self.next += 1;
             match step {
-                Step::Repeat { times } => {
-                    self.loops[self.depth] = (self.next, times - 1);
+                Step::Repeat { rounds } => {
+                    let left = match rounds {
+                        Rounds::Times(times) => Some(times - 1),
+                        Rounds::UntilTold => None,
+                    };
+                    self.loops[self.depth] = (self.next, left);
                     self.depth += 1;
                 }
                 Step::End => match &mut self.loops[self.depth - 1] {
-                    (_, 0) => self.depth -= 1,
-                    (first, rounds) => {
-                        *rounds -= 1;
+                    (_, Some(0)) => self.depth -= 1,
+                    (_, None) if is_told() => self.depth -= 1,
+                    (first, left) => {
+                        *left = left.map(|left| left - 1);
                         self.next = *first;
                     }
                 },
                 step => return Some(step),
             }
         }
+    }
+}
+
+fn rounds(text: &str) -> Result<Rounds, ParseError<'_>> {
+    match text {
+        "told" => Ok(Rounds::UntilTold),
+        _ => number(text, u32::MAX.into()).map(|times| Rounds::Times(times as u32)),
     }
 }
 
@@ -281,7 +304,7 @@ mod tests {
     #[test]
     fn the_whole_grammar_is_understood() {
         let text = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7; verify;walk:32M,secs=5,dist=zipf,write=30;\
-                    idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:2,(idle:1));\
+                    idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:told,(idle:1));\
                     damage:flip,page=3;fill:4K,churn,seed=2;walk:4K,touches=9,write=100;walk:4K;exit:7";
         let kinds = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
         let walk = |pages, span, distribution, write_percent| Step::Walk { pages, span, distribution, write_percent };
@@ -298,9 +321,9 @@ mod tests {
             idle(250, 1, 1_500),
             Step::Free { pages: 262_144, silent: true },
             Step::Free { pages: 1, silent: false },
-            Step::Repeat { times: 3 },
+            Step::Repeat { rounds: Rounds::Times(3) },
             Step::Verify,
-            Step::Repeat { times: 2 },
+            Step::Repeat { rounds: Rounds::UntilTold },
             idle(1_000, 0, 1_000),
             Step::End,
             Step::End,
@@ -319,10 +342,24 @@ mod tests {
         let program = Program::parse("repeat:2,(verify;repeat:3,(exit));verify").expect("the program is right");
         let mut cursor = Cursor::default();
         let mut run = String::new();
-        while let Some(step) = cursor.next(&program) {
+        while let Some(step) = cursor.next(&program, || unreachable!("no loop waits")) {
             run.push(if step == Step::Verify { 'v' } else { 'e' });
         }
         assert_eq!(run, "veeeveeev");
+    }
+
+    #[test]
+    fn loops_go_on_until_they_are_told() {
+        let program = Program::parse("repeat:2,(repeat:told,(verify);exit)").expect("the program is right");
+        let (mut cursor, mut run, mut asked) = (Cursor::default(), String::new(), 0);
+        let mut is_told = || {
+            asked += 1;
+            asked % 3 == 0
+        };
+        while let Some(step) = cursor.next(&program, &mut is_told) {
+            run.push(if step == Step::Verify { 'v' } else { 'e' });
+        }
+        assert_eq!(run, "vvvevvve");
     }
 
     #[test]
@@ -377,7 +414,7 @@ mod tests {
             if let Ok(program) = Program::parse(&text) {
                 let mut cursor = Cursor::default();
                 for _ in 0..1_000 {
-                    cursor.next(&program);
+                    cursor.next(&program, || true);
                 }
             }
         }
