@@ -24,6 +24,9 @@ pub struct Course {
     pub marks: Vec<(f64, String)>,
 }
 
+/// A quantity of a member, and its name in a chart.
+pub type Quantity = (&'static str, fn(&MemberView) -> u64);
+
 /// Notes the course of a pool until it is finished.
 pub struct Recorder {
     started: Instant,
@@ -86,10 +89,10 @@ impl Course {
     }
 
     /// What each member costs, and some more of it, shaded by level.
-    pub fn members(&self, title: &str, more: &[(&str, fn(&MemberView) -> u64)]) -> Chart {
+    pub fn members(&self, title: &str, more: &[Quantity]) -> Chart {
         let mut chart = self.chart(title);
         let names: BTreeSet<&str> = self.all_members().map(|(_, member)| member.identity.name.as_str()).collect();
-        let costs: (&str, fn(&MemberView) -> u64) = ("costs", |member| member.report.charge_bytes);
+        let costs: Quantity = ("costs", |member| member.report.charge_bytes);
         for name in names {
             for (what, value) in [&[costs], more].concat() {
                 let of_member = self.all_members().filter(|(_, member)| member.identity.name == name);
