@@ -19,9 +19,9 @@ const ESX_FASTER: &str = "> 30 %";
 /// See the top of this file.
 pub fn run(plan: &Plan) -> Report {
     let mut report = Report::new(
-        "the guests are probes: one walks at random through all it has filled, the other does nothing at all; ESX ran dbench \
-         beside an idle Windows. What is not resident is compressed here: a touch that has to wait for it takes as long as \
-         hundreds of others, so speed depends more on memory than dbench's did",
+        "the guests are probes: one walks at random through all it has filled, the other does nothing at all. What is not resident is \
+         compressed here: a touch that has to wait for it takes as long as hundreds of others, so speed depends far more on memory \
+         than that of ESX's guest did",
     );
     let rates = ESX_MIB.map(|(tax_percent, published)| divide(plan, tax_percent, published, &mut report));
     let faster_percent = (rates[1] / rates[0] - 1.0) * 100.0;

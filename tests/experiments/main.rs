@@ -3,13 +3,19 @@
 //! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--out DIR]`;
 //! without a name, what there is. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
 
+mod active_tracking;
+mod balloon_fidelity;
 mod compression_vs_swap;
 mod idle_tax;
+mod proactive;
 mod report;
+mod scan_efficiency;
 mod scenario;
 mod shares;
+mod tps_scaling;
 mod two_tanks;
 mod walks;
+mod watermarks;
 
 use std::fs;
 use std::path::PathBuf;

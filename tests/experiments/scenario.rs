@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use crate::report::Report;
-use crate::{compression_vs_swap, idle_tax, shares, two_tanks};
+use crate::{
+    active_tracking, balloon_fidelity, compression_vs_swap, idle_tax, proactive, scan_efficiency, shares, tps_scaling,
+    two_tanks, watermarks,
+};
 
 /// How a scenario is run.
 pub struct Plan {
@@ -44,9 +47,23 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario { name: "idle-tax", paper: ("figure 7:", ESX), run: idle_tax::run },
     Scenario { name: "shares", paper: ("the rule of shares-per-page:", ESX), run: shares::run },
+    Scenario { name: "watermarks", paper: ("the levels of free memory:", ESX), run: watermarks::run },
     Scenario {
         name: "compression-vs-swap",
         paper: ("the compression cache of", "VMware, Understanding Memory Resource Management in VMware ESX 4.1, 2010"),
         run: compression_vs_swap::run,
+    },
+    Scenario { name: "tps-scaling", paper: ("figure 4:", ESX), run: tps_scaling::run },
+    Scenario { name: "active-tracking", paper: ("figure 6:", ESX), run: active_tracking::run },
+    Scenario { name: "balloon-fidelity", paper: ("figure 5:", ESX), run: balloon_fidelity::run },
+    Scenario {
+        name: "proactive",
+        paper: ("cold memory:", "Lagar-Cavilla, Software-Defined Far Memory, ASPLOS 2019; Weiner, TMO, ASPLOS 2022"),
+        run: proactive::run,
+    },
+    Scenario {
+        name: "scan-efficiency",
+        paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
+        run: scan_efficiency::run,
     },
 ];

@@ -40,7 +40,13 @@ scenarios! {
     memory_goes_from_one_of_two_tanks_to_the_other: "two-tanks",
     the_tax_takes_from_who_idles: "idle-tax",
     shares_divide_what_is_too_little: "shares",
+    each_level_begins_below_its_line: "watermarks",
     compressed_pages_come_back_without_a_disk: "compression-vs-swap",
+    the_more_guests_are_identical_the_more_is_saved: "tps-scaling",
+    the_estimate_follows_the_guest: "active-tracking",
+    a_ballooned_guest_works_like_a_small_one: "balloon-fidelity",
+    cold_pages_leave_slowly: "proactive",
+    advice_spares_ksmd_most_of_memory: "scan-efficiency",
 }
 
 #[test]
