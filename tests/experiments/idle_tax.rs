@@ -59,7 +59,7 @@ fn divide(plan: &Plan, tax_percent: u8, published: &str, report: &mut Report) ->
         } else {
             2 * looks[WORKS].cost_bytes > 3 * looks[IDLES].cost_bytes
         };
-        is_divided && looks.iter().all(|look| look.is_settled(8))
+        is_divided && looks.iter().all(|look| look.is_settled(12))
     });
     let rate = Rates::of(&mut pool.vms[WORKS].running, if plan.is_short { 4 } else { 40 }).median;
     report.row(format!("tax {tax_percent} %: works/idles, MiB"), published, costs(&looks));

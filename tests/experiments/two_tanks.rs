@@ -283,7 +283,7 @@ impl Story {
             } else {
                 2 * looks[A].cost_bytes > 3 * looks[B].cost_bytes
             };
-            has_all(A) && has_all(B) && looks.iter().all(|look| look.is_settled(8)) && is_divided
+            has_all(A) && has_all(B) && looks.iter().all(|look| look.is_settled(12)) && is_divided
         });
         let published = if tax_percent == 0 { "equal halves" } else { "by activity: A more" };
         let costs = [A, B].map(|guest| self.mib(looks[guest].cost_bytes));
