@@ -3,6 +3,7 @@
 pub mod chart;
 pub mod control;
 pub mod course;
+pub mod cpu_time;
 pub mod cycles;
 pub mod debian;
 pub mod duplicates;
@@ -14,7 +15,6 @@ pub mod initramfs;
 pub mod ksm;
 pub mod ksmd;
 pub mod lab;
-pub mod merge_cpu;
 pub mod merge_race;
 pub mod namespace;
 pub mod paged;

@@ -12,9 +12,9 @@ use crate::process::{LIMIT, Running, binary, probe};
 use cistern_memory::PAGE_SIZE;
 use serde_json::{Value, json};
 
+use crate::cpu_time as cpu;
 use crate::duplicates::{GUESTS, Layout};
 use crate::ksmd::{Ksmd, with_all_advised};
-use crate::merge_cpu as cpu;
 
 /// What is raced over, and how.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cistern_memory::PAGE_SIZE;
-use cistern_tests::merge_cpu;
+use cistern_tests::cpu_time;
 use cistern_tests::paged::{MIB, counter};
 use cistern_tests::pool::TestPool;
 use cistern_tests::process::LIMIT;
@@ -32,7 +32,7 @@ pub fn run() {
     println!(
         "  rewritten pages a second: {on:.0}, sharing off {off:.0}: ratio {:.3}, goal >= 0.99; load {}",
         on / off,
-        merge_cpu::load()
+        cpu_time::load()
     );
 }
 

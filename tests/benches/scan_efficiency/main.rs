@@ -6,9 +6,9 @@
 mod budget;
 mod churn;
 
+use cistern_tests::cpu_time;
 use cistern_tests::duplicates::{Layout, Spread};
 use cistern_tests::ksm::Ksm;
-use cistern_tests::merge_cpu;
 use cistern_tests::merge_race::{self, PACES, Plan};
 use cistern_tests::process::binary;
 
@@ -17,7 +17,7 @@ fn main() {
     let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let parts: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| *name == part);
-    println!("load: {}", merge_cpu::load());
+    println!("load: {}", cpu_time::load());
     if is_wanted("budget") {
         budget::run();
     }
