@@ -252,9 +252,11 @@ impl Story {
             rhos[A] < rhos[B],
             format!("{:.1} and {:.1} shares a MiB", rhos[A], rhos[B]),
         );
+        // An estimate may be more than there is.
+        let uses_bytes = |look: &Look| look.ledger.report.active_bytes.min(look.ledger.report.touched_bytes);
         report.claim(
             format!("{} shares play no part: both are granted what they use", self.step("c")),
-            looks.iter().all(|look| look.grant_bytes() >= look.ledger.report.active_bytes),
+            looks.iter().all(|look| look.grant_bytes() >= uses_bytes(look)),
             in_mib(&looks),
         );
     }
