@@ -16,7 +16,7 @@ const ENOUGH_PERCENT: f64 = 62.0;
 pub fn run(plan: &Plan) -> Report {
     let mut report = Report::new(
         "ESX ran Linux guests at work; ours are probes a fifth of whose memory is zero and 47 % equal, and, in the full version, Linux \
-         guests with half of their load equal. Percent of what the guests had touched; sizes are fixed, --scale is of no account",
+         guests with half of their load equal. Percent of what the guests had touched; sizes are fixed, --scale brings ten Linux guests",
     );
     let mut chart = Chart::over("Identical guests (percent of what they have touched)", "guests");
     let (counts, enough): (&[usize], _) =
@@ -29,6 +29,8 @@ pub fn run(plan: &Plan) -> Report {
         probes.iter().map(|point| format!("{:.1} %", point.reclaimed_percent)).collect::<Vec<_>>().join(", "),
     );
     if !plan.is_short {
+        // On few CPUs that interpret guest kernels, more of them do not come to work while others do.
+        let counts = if plan.scale > 1 { counts } else { &counts[..3] };
         let linux = measure(Kind::Linux, counts, enough, |point| row("Linux", point, &mut report));
         draw("Linux", &linux, &mut chart);
     }
