@@ -7,7 +7,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use cistern_tests::estimates::{Period, WalkingVm, median};
+use cistern_tests::estimates::{Following, Period, WalkingVm, median};
 use serde_json::Value;
 
 const GUEST_MIB: u64 = 512;
@@ -16,8 +16,6 @@ const ERROR_MIB: u64 = GUEST_MIB / 10;
 const STEPS_MIB: [u64; 3] = [50, 250, 50];
 /// Periods of each step, a hundred together.
 const STEP_PERIODS: [u64; 3] = [20, 50, 30];
-/// Whole periods after which a step is known: one upward. Downward, from the fill too, a few half-lives of 1.4.
-const SETTLING: [usize; 3] = [4, 1, 4];
 /// Less than the guest works with at its most.
 const SQUEEZED: [&str; 2] = ["--limit", "192M"];
 
@@ -77,24 +75,16 @@ fn step(title: &str, period: Duration, write_percent: u8, arguments: &[&str], di
 
 /// How one of the estimates followed.
 fn row(name: &str, periods: &[Period], estimate: impl Fn(&Period) -> Option<u64>) {
-    let whole = |walk: usize| periods.iter().filter(move |period| period.walk == walk && period.is_whole);
-    let errors: Vec<u64> = (0..STEPS_MIB.len())
-        .flat_map(|walk| whole(walk).skip(SETTLING[walk]).map(move |period| (walk, period)))
-        .filter_map(|(walk, period)| Some(estimate(period)?.abs_diff(STEPS_MIB[walk])))
-        .collect();
-    let right = errors.iter().filter(|&&error_mib| error_mib <= ERROR_MIB).count();
-    let first = |walk: usize, wanted: &dyn Fn(u64) -> bool| {
-        let at = whole(walk).filter_map(&estimate).position(wanted);
-        // A period of which the step was a part comes before these.
-        at.map_or_else(|| "-".to_owned(), |at| (at + 1).to_string())
-    };
-    let up = first(1, &|mib| mib.abs_diff(STEPS_MIB[1]) <= ERROR_MIB);
-    let down = first(2, &|mib| mib <= STEPS_MIB[2].midpoint(STEPS_MIB[1]));
+    let following = Following::of(periods, STEPS_MIB, ERROR_MIB, estimate);
+    let errors = &following.errors_mib;
+    let text = |periods: Option<usize>| periods.map_or_else(|| "-".to_owned(), |periods| periods.to_string());
     println!(
-        "  {name:<10} {:>15} {:>10} MiB {:>5} MiB {up:>6} {down:>10}",
-        format!("{right} of {}", errors.len()),
+        "  {name:<10} {:>15} {:>10} MiB {:>5} MiB {:>6} {:>10}",
+        format!("{} of {}", following.within(ERROR_MIB), errors.len()),
         median(errors.clone()).unwrap_or(0),
-        errors.iter().max().unwrap_or(&0)
+        errors.iter().max().unwrap_or(&0),
+        text(following.up),
+        text(following.down)
     );
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::process::target_folder;
 
@@ -11,20 +11,30 @@ const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 60.0;
 const TOP: f64 = 50.0;
 
-const COLOURS: [&str; 6] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e"];
+const COLOURS: [&str; 8] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#ff7f0e", "#17becf", "#7f7f7f"];
 
-/// Values over time, in one unit.
+/// What a name takes in the legend, where there is room.
+const NAME_WIDTH: f64 = 150.0;
+
+/// Values over time, or over another quantity, in one unit.
 #[derive(Debug, Clone, Default)]
 pub struct Chart {
     title: String,
+    across: Option<String>,
     lines: Vec<(String, Vec<(f64, f64)>)>,
     bands: Vec<(f64, f64, u8)>,
+    marks: Vec<(f64, String)>,
 }
 
 impl Chart {
     /// An empty chart.
     pub fn new(title: &str) -> Self {
         Self { title: title.to_owned(), ..Self::default() }
+    }
+
+    /// An empty chart over another quantity than seconds.
+    pub fn over(title: &str, quantity: &str) -> Self {
+        Self { across: Some(quantity.to_owned()), ..Self::new(title) }
     }
 
     /// Adds a line of points (time, value).
@@ -37,10 +47,20 @@ impl Chart {
         self.bands.push((from, to, darkness));
     }
 
+    /// Marks a moment.
+    pub fn mark(&mut self, time: f64, name: &str) {
+        self.marks.push((time, name.to_owned()));
+    }
+
     /// Writes it to cargo's target folder.
     pub fn write(&self, file: &str) -> PathBuf {
-        let path = target_folder().join(file);
-        fs::write(&path, self.svg()).expect("a file in the target folder");
+        self.write_to(&target_folder(), file)
+    }
+
+    /// Writes it to a folder.
+    pub fn write_to(&self, folder: &Path, file: &str) -> PathBuf {
+        let path = folder.join(file);
+        fs::write(&path, self.svg()).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         path
     }
 
@@ -72,14 +92,26 @@ impl Chart {
             let _ = writeln!(
                 svg,
                 "<path d='M{LEFT} {at:.1}h{WIDTH}' stroke='#ccc'/><text x='4' y='{at:.1}'>{value:.0}</text>\
-                 <text x='{:.1}' y='{under}'>{time:.1} s</text>",
-                x(time)
+                 <text x='{:.1}' y='{under}'>{time:.1} {}</text>",
+                x(time),
+                self.across.as_deref().unwrap_or("s")
             );
         }
+        for (time, name) in &self.marks {
+            let at = x(*time);
+            let _ = writeln!(
+                svg,
+                "<path d='M{at:.1} {TOP}v{HEIGHT}' stroke='#444' stroke-dasharray='4 4'/><text x='{:.1}' y='{:.1}' \
+                 font-weight='bold'>{name}</text>",
+                at + 3.0,
+                TOP + 12.0
+            );
+        }
+        let apart = NAME_WIDTH.min(WIDTH / self.lines.len().max(1) as f64);
         for (at, (name, points)) in self.lines.iter().enumerate() {
             let colour = COLOURS[at % COLOURS.len()];
             let path: String = points.iter().map(|&(time, value)| format!("{:.1},{:.1} ", x(time), y(value))).collect();
-            let across = LEFT + 150.0 * at as f64;
+            let across = LEFT + apart * at as f64;
             let _ = writeln!(
                 svg,
                 "<polyline points='{path}' fill='none' stroke='{colour}'/><text x='{across}' y='38' fill='{colour}'>{name}\

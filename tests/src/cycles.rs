@@ -19,6 +19,16 @@ const PAGES: u64 = 16_384;
 /// Where a stored page can be.
 pub const HOMES: [&str; 4] = ["zero", "duplicate", "compressed", "swapped"];
 
+/// Pages that have left guest RAM for the stores so far.
+pub fn stored_pages(memory: &Value) -> u64 {
+    HOMES.iter().map(|home| counter(memory, &format!("evictions.{home}"))).sum()
+}
+
+/// Pages that the guest has asked for and that came back from there.
+pub fn returned_pages(memory: &Value) -> u64 {
+    HOMES.iter().map(|home| counter(memory, &format!("refaults.{home}.pages"))).sum()
+}
+
 /// Cycles of the whole suite; `PAGING_CYCLES` in the environment.
 pub fn wanted() -> u64 {
     const SMALL: u64 = 100_000;

@@ -87,6 +87,48 @@ impl WalkingVm {
     }
 }
 
+/// How an estimate followed a guest that stepped up, then down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Following {
+    /// How far it was off in whole periods after it had settled, in MiB.
+    pub errors_mib: Vec<u64>,
+    /// Whole periods after the step up until it was within the error; a period of which the step was a part comes before these.
+    pub up: Option<usize>,
+    /// Whole periods after the step down until it was halfway there.
+    pub down: Option<usize>,
+}
+
+/// Whole periods after which a step is known: one upward. Downward, from a fill too, a few half-lives of 1.4.
+const SETTLING: [usize; 3] = [4, 1, 4];
+
+impl Following {
+    /// Of one of the estimates, where these were the steps, and an error of so much is right.
+    pub fn of(
+        periods: &[Period],
+        steps_mib: [u64; 3],
+        error_mib: u64,
+        estimate: impl Fn(&Period) -> Option<u64>,
+    ) -> Self {
+        let whole = |walk: usize| periods.iter().filter(move |period| period.walk == walk && period.is_whole);
+        let errors = (0..steps_mib.len())
+            .flat_map(|walk| whole(walk).skip(SETTLING[walk]).map(move |period| (walk, period)))
+            .filter_map(|(walk, period)| Some(estimate(period)?.abs_diff(steps_mib[walk])));
+        let first = |walk: usize, wanted: &dyn Fn(u64) -> bool| {
+            whole(walk).filter_map(&estimate).position(wanted).map(|at| at + 1)
+        };
+        Self {
+            errors_mib: errors.collect(),
+            up: first(1, &|mib| mib.abs_diff(steps_mib[1]) <= error_mib),
+            down: first(2, &|mib| mib <= steps_mib[2].midpoint(steps_mib[1])),
+        }
+    }
+
+    /// How many errors were no larger than that, in MiB.
+    pub fn within(&self, error_mib: u64) -> usize {
+        self.errors_mib.iter().filter(|&&error| error <= error_mib).count()
+    }
+}
+
 /// The value in the middle; `None` of none.
 pub fn median(mut values: Vec<u64>) -> Option<u64> {
     values.sort_unstable();

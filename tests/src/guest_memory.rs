@@ -13,6 +13,8 @@ pub struct GuestMemory {
     pub proportional_bytes: u64,
     /// Pages that the kernel has merged with others (KSM), whole.
     pub merged_bytes: u64,
+    /// Pages that are parts of huge ones.
+    pub huge_bytes: u64,
 }
 
 impl GuestMemory {
@@ -28,6 +30,7 @@ impl GuestMemory {
         mappings(smaps).fold(Self::default(), |sum, mapping| Self {
             resident_bytes: sum.resident_bytes + mapping.bytes("Rss:"),
             proportional_bytes: sum.proportional_bytes + mapping.bytes("Pss:"),
+            huge_bytes: sum.huge_bytes + mapping.bytes("AnonHugePages:"),
             ..sum
         })
     }
@@ -39,6 +42,7 @@ impl Sum for GuestMemory {
             resident_bytes: sum.resident_bytes + part.resident_bytes,
             proportional_bytes: sum.proportional_bytes + part.proportional_bytes,
             merged_bytes: sum.merged_bytes + part.merged_bytes,
+            huge_bytes: sum.huge_bytes + part.huge_bytes,
         })
     }
 }
@@ -101,11 +105,16 @@ mod tests {
 
     #[test]
     fn guest_memory_is_told_by_its_flags() {
-        let smaps = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \nRss: 64 kB\nPss: 32 kB\nVmFlags: rd wr dc dd mg\n\
+        let smaps = "7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \nRss: 64 kB\nPss: 32 kB\nAnonHugePages: 16 kB\nVmFlags: rd wr dc dd mg\n\
                      7f0000200000-7f0008000000 rw-p 00000000 00:00 0 \nRss: 8 kB\nPss: 8 kB\nVmFlags: rd wr dc dd\n\
                      7f1000000000-7f1000001000 rw-s 00000000 00:0d 4 anon_inode:kvm\nRss: 4 kB\nVmFlags: rd wr dc dd\n\
                      7f2000000000-7f2000100000 rw-p 00000000 00:00 0 \nRss: 16 kB\nPss: 16 kB\nVmFlags: rd wr mr\n";
-        let expected = GuestMemory { resident_bytes: 72 << 10, proportional_bytes: 40 << 10, merged_bytes: 0 };
+        let expected = GuestMemory {
+            resident_bytes: 72 << 10,
+            proportional_bytes: 40 << 10,
+            merged_bytes: 0,
+            huge_bytes: 16 << 10,
+        };
         assert_eq!(GuestMemory::parse(smaps), expected);
         let twice: GuestMemory = [expected, expected].into_iter().sum();
         assert_eq!(twice.proportional_bytes, 80 << 10);

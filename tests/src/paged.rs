@@ -1,6 +1,7 @@
 //! The probe in a VM with a pager, and what is counted there.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -42,7 +43,7 @@ impl PagedVm {
                 command.args([flag, default]);
             }
         }
-        command.arg("--api-sock").arg(folder.path().join("socket")).stdin(Stdio::null());
+        command.arg("--api-sock").arg(folder.path().join("socket")).stdin(Stdio::piped());
         for argument in arguments {
             match *argument {
                 "SWAP" => command.arg(folder.path().join("swap")),
@@ -86,6 +87,12 @@ impl PagedVm {
             assert!(Instant::now() < deadline, "no {what} in time: {}", without_histograms(memory));
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Ends the probe's loop that goes on until it is told (`repeat:told`).
+    #[track_caller]
+    pub fn tell(&mut self) {
+        self.running.stdin().write_all(b"!").expect("the guest's console");
     }
 
     /// Sets the limit; `None` lifts it.

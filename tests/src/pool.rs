@@ -6,13 +6,13 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cistern_memory::ledger::{Ledger, MemberView, PoolView};
+use cistern_memory::ledger::{Ledger, Level, MemberView, PoolView};
 use cistern_memory::policy::allocator::{Claim, IdleTax, grants};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::ksm::DrivenPool;
-use crate::paged::{PagedVm, folder_on_disk};
+use crate::paged::{PagedVm, counter, folder_on_disk};
 use crate::process::{Finished, LIMIT};
 use crate::watch::pss_bytes;
 
@@ -47,6 +47,11 @@ impl Look {
     /// What it was last granted.
     pub fn grant_bytes(&self) -> u64 {
         self.ledger.grant_bytes.unwrap_or(0)
+    }
+
+    /// Whether it costs what it is granted, and is granted what it is due, to within so many percent.
+    pub fn is_settled(&self, percent: u64) -> bool {
+        is_within(percent, self.cost_bytes, self.due_bytes) && is_within(percent, self.grant_bytes(), self.due_bytes)
     }
 }
 
@@ -103,7 +108,9 @@ impl TestPool {
             if let Some(looks) = looks.filter(|_| found == STEADY_LOOKS) {
                 return looks;
             }
-            assert!(self.vms.iter_mut().all(|vm| !vm.running.has_ended()), "a VM has ended before {what}");
+            for vm in self.vms.iter_mut().filter_map(|vm| vm.running.has_ended().then_some(vm)) {
+                vm.running.wait_for(what, |_| false);
+            }
             assert!(Instant::now() < deadline, "no {what} in time: {:?}", self.view());
             thread::sleep(INTERVAL);
         }
@@ -112,6 +119,16 @@ impl TestPool {
     /// What the manager of a member says.
     pub fn statistics(&mut self, index: usize) -> Value {
         self.vms[index].memory()["pool"].take()
+    }
+
+    /// What all members have done at these levels, by the name of a counter.
+    #[track_caller]
+    pub fn at_levels(&mut self, levels: &[Level], name: &str) -> u64 {
+        let of_member = |vm: &mut PagedVm| {
+            let memory = vm.memory();
+            levels.iter().map(|&level| counter(&memory["pool"]["levels"][level as usize], name)).sum::<u64>()
+        };
+        self.vms.iter_mut().map(of_member).sum()
     }
 
     /// Stops all. No guest has found a bad page.
@@ -130,15 +147,19 @@ fn cost_bytes(pid: u32) -> Option<u64> {
 
 /// What the allocator grants each member by what they say of themselves.
 fn due_bytes(view: &PoolView) -> Vec<u64> {
-    let claim = |MemberView { identity, report, .. }: &MemberView| Claim {
+    let claims: Vec<Claim> = view.members.iter().map(claim).collect();
+    let distributable_bytes = view.settings.budget_bytes - view.settings.reserve_bytes();
+    grants(distributable_bytes, IdleTax::from_percent(view.settings.idle_tax_percent), &claims)
+}
+
+/// What a member may claim, by what it says of itself.
+pub fn claim(MemberView { identity, report, .. }: &MemberView) -> Claim {
+    Claim {
         shares: identity.shares,
         reservation_bytes: identity.reservation_bytes,
         most_bytes: identity.limit_bytes.min(report.touched_bytes) + report.own_bytes,
         active_bytes: report.active_bytes + report.own_bytes,
-    };
-    let claims: Vec<Claim> = view.members.iter().map(claim).collect();
-    let distributable_bytes = view.settings.budget_bytes - view.settings.reserve_bytes();
-    grants(distributable_bytes, IdleTax::from_percent(view.settings.idle_tax_percent), &claims)
+    }
 }
 
 /// Whether the first is within this part, in percent, of the second.

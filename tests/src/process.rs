@@ -15,10 +15,12 @@ use serde_json::Value;
 /// more so.
 pub const LIMIT: Duration = Duration::from_secs(600);
 
-/// The folder of this build's binaries, two above a test's own.
+/// The folder of this build's binaries: tests and benches lie in PROFILE/deps, `experiments` in PROFILE.
 fn profile_folder() -> PathBuf {
-    let test = env::current_exe().expect("a test knows its path");
-    test.parent().and_then(Path::parent).expect("tests lie in PROFILE/deps").to_owned()
+    let program = env::current_exe().expect("a program knows its path");
+    let folder = program.parent().expect("a program lies in a folder");
+    let deps = folder.ends_with("deps").then(|| folder.parent().expect("deps lies in PROFILE"));
+    deps.unwrap_or(folder).to_owned()
 }
 
 /// Cargo's target folder.

@@ -23,9 +23,7 @@ fn in_turn(pool: &mut TestPool) {
 
 /// Whether each costs what it is granted, and is granted what the allocator says to what is published.
 fn are_settled(looks: &[Look]) -> bool {
-    let is_settled =
-        |look: &Look| is_within(5, look.cost_bytes, look.due_bytes) && is_within(5, look.grant_bytes(), look.due_bytes);
-    looks.iter().all(is_settled)
+    looks.iter().all(|look| look.is_settled(5))
 }
 
 /// Touches a second of each walk.

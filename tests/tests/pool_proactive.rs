@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use cistern_tests::cycles::{returned_pages, stored_pages};
 use cistern_tests::estimates::WalkingVm;
 use cistern_tests::paged::{MIB, counter, without_histograms};
 use cistern_tests::process::LIMIT;
-use serde_json::Value;
 
 /// Touches most of its memory once, and goes on with a sixth of that. What has left comes back in the end, to be verified.
 const PROGRAM: &str = "fill:96M,text=100,seed=1;walk:16M,secs=40,write=30;verify;idle:1000000";
@@ -17,20 +17,6 @@ const STEP: Duration = Duration::from_secs(6);
 
 /// How often is looked.
 const INTERVAL: Duration = Duration::from_millis(200);
-
-/// Pages that have left guest RAM for the stores.
-fn stored_pages(memory: &Value) -> u64 {
-    ["zero", "duplicate", "compressed", "swapped"]
-        .iter()
-        .map(|home| counter(memory, &format!("evictions.{home}")))
-        .sum()
-}
-
-/// Pages that came back from there.
-fn returned_pages(memory: &Value) -> u64 {
-    let pages = |home: &&str| counter(memory, &format!("refaults.{home}.pages"));
-    ["zero", "duplicate", "compressed", "swapped"].iter().map(pages).sum()
-}
 
 #[test]
 fn cold_pages_leave_slowly_and_those_in_use_stay() {

@@ -9,6 +9,7 @@ use cistern_tests::control::ask;
 use cistern_tests::course::Recorder;
 use cistern_tests::cycles::HOMES;
 use cistern_tests::paged::{MIB, counter};
+use cistern_tests::ramps::{self, Ramp};
 use cistern_tests::storm::Storm;
 
 /// A guest that rewrites its memory at random for as long as it is let, and looks at all of it now and then.
@@ -93,24 +94,11 @@ fn at_levels(storm: &Storm, levels: &[Level], counter: &str) -> u64 {
     levels.iter().map(|&level| storm.at_level(level, counter)).sum()
 }
 
-/// Half a dozen MiB a second, all of it in use, until there are 60.
-fn slow_ramp() -> String {
-    let steps = (1..=30).map(|step| format!("fill:2M,seed={step};walk:{}M,secs=0.3", 2 * step));
-    format!("{};verify;idle:1000000", steps.collect::<Vec<_>>().join(";"))
-}
-
 #[test]
 fn a_slow_ramp_is_met_by_balloons_alone() {
-    let mut storm = Storm::new(224);
-    // Free memory that the host still holds, most of the budget.
-    storm.start(192, "fill:152M;free:152M,silent;idle:1000000", &["--sample-period", "1s"]);
-    storm.members[0].running.wait_for_phase("free");
-    let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
-    storm.start(96, &slow_ramp(), &["--sample-period", "1s"]);
-    storm.members[1].running.wait_for_phase("verify");
-    let course = recorder.finish();
+    let Ramp { storm, course, peak } = ramps::slow();
     println!("{}", course.draw("A slow ramp", "pool-ramp-slow.svg").display());
-    watch.finish().expect_within(storm.budget_bytes());
+    peak.expect_within(storm.budget_bytes());
     assert!(storm.at_level(Level::Soft, "entered") > 0, "{}", storm.summary());
     assert!(at_levels(&storm, &Level::ALL, "balloon_given_bytes") > MIB, "{}", storm.summary());
     assert_eq!(at_levels(&storm, &BELOW_SOFT, "entered"), 0, "{}", storm.summary());
@@ -120,21 +108,10 @@ fn a_slow_ramp_is_met_by_balloons_alone() {
     storm.stop();
 }
 
-/// Two guests without anything that balloons could take, the second growing as fast as it may.
 fn fast_ramp(title: &str, file: &str, arguments: &[&str]) -> Storm {
-    let mut storm = Storm::new(144);
-    // Zero pages would be found before they are in the way.
-    let arguments = &[&["--sharing", "off"], arguments].concat();
-    storm.start(128, "fill:96M,zero=50,text=50;idle:1000000", arguments);
-    storm.members[0].running.wait_for_phase("fill");
-    let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
-    storm.start(128, "fill:96M,zero=50,text=50,seed=2;verify;idle:1000000", arguments);
-    storm.members[1].running.wait_for_phase("verify");
-    // Then the pager has nothing more to do.
-    storm.wait_for("rest", |view| view.level.is_some_and(|level| level <= Level::Soft));
-    let course = recorder.finish();
+    let Ramp { storm, course, peak } = ramps::fast(arguments);
     println!("{}", course.draw(title, file).display());
-    watch.finish().expect_within(storm.budget_bytes());
+    peak.expect_within(storm.budget_bytes());
     println!("{}", storm.summary());
     assert!(storm.at_level(Level::Hard, "entered") > 0, "{}", storm.summary());
     assert!(at_levels(&storm, &BELOW_SOFT, "evicted_pages") > 0, "{}", storm.summary());
@@ -223,16 +200,10 @@ fn answers_while_waiting(pool: &Path, name: &str, socket: &Path, is_over: &Atomi
 
 #[test]
 fn a_ramp_faster_than_reclaim_stops_growth_and_nothing_else() {
-    let mut storm = Storm::new(160);
-    let slow = ["--reclaim-cpu", "4", "--sample-period", "1s"];
-    // It holds much, uses little, and grows all the while.
-    storm.start(160, "fill:104M,text=100;idle:3;repeat:60,(fill:256K,text=100;idle:0.1);free:4K;idle:1000000", &slow);
-    storm.members[0].running.wait_for_phase("fill");
-    storm.start(32, "fill:8M;repeat:1000000,(walk:8M,secs=0.2)", &slow);
-    storm.members[1].running.wait_for_phase("walk");
+    let mut storm = ramps::crowd();
     let undisturbed = storm.members[1].running.wait_for_phase("walk");
     let (watch, recorder) = (storm.watch(), Recorder::start(&storm.pool()));
-    storm.start(96, "idle:3;fill:64M,text=100,seed=2;verify;idle:1000000", &slow);
+    storm.start(96, ramps::NEWCOMER, &ramps::SLOW_RECLAIM);
     let (pool, socket, is_over) = (storm.pool(), storm.members[0].socket.clone(), AtomicBool::new(false));
     let answers = std::thread::scope(|scope| {
         let answers = scope.spawn(|| answers_while_waiting(&pool, "vm0", &socket, &is_over));

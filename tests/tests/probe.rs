@@ -12,6 +12,7 @@ use cistern::size::Size;
 use cistern::supervisor::Controls;
 use cistern_memory::pager::PagerConfig;
 use cistern_memory::{Balloon, GuestRam, PAGE_SIZE};
+use cistern_tests::paged::PagedVm;
 use cistern_tests::process::{Finished, Running, cistern, probe};
 use serde_json::Value;
 use vm_memory::{Bytes, GuestAddress};
@@ -346,4 +347,17 @@ fn spoil(idle_seconds: u32) -> Option<Vec<Value>> {
     }
     guest.wait_for_phases("verify", 1);
     Some(guest.finish())
+}
+
+#[test]
+fn a_loop_goes_on_until_it_is_told() {
+    let mut vm = PagedVm::start("fill:4M;repeat:told,(idle:0.05);repeat:told,(verify)", &[]);
+    (0..3).for_each(|_| drop(vm.running.wait_for_phase("idle")));
+    vm.tell();
+    vm.wait_for_verifies(2);
+    vm.tell();
+    let reports = vm.finish().reports();
+    let last_idle = reports.iter().rposition(|report| report["phase"] == "idle").expect("it has idled");
+    let first_verify = reports.iter().position(|report| report["phase"] == "verify").expect("it has verified");
+    assert!(last_idle < first_verify, "{reports:?}");
 }

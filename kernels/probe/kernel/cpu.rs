@@ -21,6 +21,7 @@ const PRINT: u64 = 1;
 const WRITE_MSR: u64 = 2;
 const ALLOW_INTERRUPTS: u64 = 3;
 const TRIPLE_FAULT: u64 = 4;
+const TAKE_BYTE: u64 = 5;
 
 const TSS_OFFSET: u64 = 0x40;
 const GDT_OFFSET: u64 = 0x100;
@@ -131,6 +132,11 @@ impl Cpu {
 /// Writes bytes to the serial port, faster than port by port on hosts where CPL 0 is interpreted.
 pub fn print_bytes(bytes: &[u8]) {
     service(PRINT, bytes.as_ptr() as u64, bytes.len() as u64);
+}
+
+/// Takes a byte that has come on the serial port; false if there is none.
+pub fn take_byte() -> bool {
+    service(TAKE_BYTE, 0, 0) != 0
 }
 
 /// Where a VMM may take an exit status from.

@@ -153,6 +153,8 @@ general_protection:
     cmp eax, 3
     jb  service_write_msr
     je  service_allow_interrupts
+    cmp eax, 5
+    je  service_take_byte
     jmp triple_fault
 
 not_a_service:
@@ -196,6 +198,17 @@ no_such_msr:
 service_allow_interrupts:
     or  dword ptr [rsp + 16], 0x200
     iretq
+
+# Takes a byte from the serial port (16550); answers 1, or 0 if none has come.
+service_take_byte:
+    mov edx, 0x3fd                          # line status
+    in  al, dx
+    and eax, 1                              # has data
+    jz  1f
+    mov edx, 0x3f8
+    in  al, dx
+    mov eax, 1
+1:  iretq
 
 kernel_protection:
     push rax

@@ -75,7 +75,7 @@ impl Runner {
     /// Runs the program to its end, which is the guest's.
     pub fn run(&mut self, program: &Program) -> ! {
         let mut cursor = Cursor::default();
-        while let Some(step) = cursor.next(program) {
+        while let Some(step) = cursor.next(program, cpu::take_byte) {
             match step {
                 Step::Fill { pages, recipe, seed } => self.fill(pages, recipe, seed),
                 Step::Verify => self.verify(),

@@ -9,14 +9,15 @@
 //!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
 //!         | "free:" SIZE [ ",silent" ]
 //!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
-//!         | "repeat:" ( NUMBER | "forever" ) ",(" program ")"
+//!         | "repeat:" ( NUMBER | "forever" | "told" ) ",(" program ")"
 //!         | "exit" [ ":" NUMBER ]
 //! ```
 //! A SIZE is a number of bytes, or of K, M or G, rounded up to pages. SECONDS may have a fraction. A fill whose kinds
 //! are not given is random. With `churn` pages are of all kinds in turn: every write makes its page anew, of the next kind,
 //! and first compares all of it with what it must be; duplicates are shared inside the guest. A walk ends after its
-//! seconds, one unless it says otherwise, or after so many touches of all processors together. `damage` spoils a filled page, so that a test can see `verify` report it. `exit:N` writes N
-//! to port 0xf4 before the reset.
+//! seconds, one unless it says otherwise, or after so many touches of all processors together. `repeat:told` goes on until a
+//! byte has come on the serial port, which is looked at after each round; a byte ends one loop. `damage` spoils a filled page,
+//! so that a test can see `verify` report it. `exit:N` writes N to port 0xf4 before the reset.
 
 use core::fmt;
 
@@ -29,9 +30,6 @@ use crate::quantity::{milliseconds, number, size};
 const MAX_STEPS: usize = 64;
 /// Loops inside loops.
 const MAX_DEPTH: usize = 8;
-
-/// Times of a loop that has no end.
-pub const FOREVER: u32 = u32::MAX;
 
 /// How `damage` spoils a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +49,17 @@ pub enum Span {
     Milliseconds(u64),
     /// For so many touches of all processors together.
     Touches(u64),
+}
+
+/// How often a loop goes round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounds {
+    /// So often, at least once.
+    Times(u32),
+    /// Until somebody says that it is enough, at least once.
+    UntilTold,
+    /// Without an end.
+    Forever,
 }
 
 /// One thing to do. Sizes are in pages, times in milliseconds.
@@ -103,8 +112,8 @@ pub enum Step {
     },
     /// Do everything up to the matching [`Step::End`] this often.
     Repeat {
-        /// At least once; [`FOREVER`].
-        times: u32,
+        /// How many times that is.
+        rounds: Rounds,
     },
     /// The end of a loop.
     End,
@@ -189,13 +198,7 @@ impl Program {
                 let code = argument.map(|code| number(code, 255).map(|code| code as u8)).transpose()?;
                 no_options(options, Step::Exit { code })?
             }
-            "repeat" => {
-                let times = match needed? {
-                    "forever" => FOREVER,
-                    times => number(times, u64::from(FOREVER) - 1)? as u32,
-                };
-                return self.repeat(times, text, options, depth);
-            }
+            "repeat" => return self.repeat(rounds(needed?)?, text, options, depth),
             "" => return Err(ParseError { near: text, cause: "a step is missing" }),
             _ => return Err(ParseError { near: text, cause: "unknown step" }),
         };
@@ -204,20 +207,20 @@ impl Program {
 
     fn repeat<'a>(
         &mut self,
-        times: u32,
+        rounds: Rounds,
         text: &'a str,
         options: Option<&'a str>,
         depth: usize,
     ) -> Result<(), ParseError<'a>> {
         let body = options.map(str::trim).and_then(|body| body.strip_prefix('(')?.strip_suffix(')'));
         let body = body.ok_or(ParseError { near: text, cause: "repeat needs a program in parentheses" })?;
-        if times == 0 {
+        if rounds == Rounds::Times(0) {
             return Err(ParseError { near: text, cause: "repeat needs at least one round" });
         }
         if depth == MAX_DEPTH {
             return Err(ParseError { near: text, cause: "too many loops inside each other" });
         }
-        self.push(Step::Repeat { times }, text)?;
+        self.push(Step::Repeat { rounds }, text)?;
         self.parse_steps(body, depth + 1)?;
         self.push(Step::End, text)
     }
@@ -231,38 +234,64 @@ impl Program {
 }
 
 /// Where a running program is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cursor {
     next: usize,
     /// First step of each loop we are in, and the rounds it has left.
-    loops: [(usize, u32); MAX_DEPTH],
+    loops: [(usize, Rounds); MAX_DEPTH],
     depth: usize,
 }
 
+impl Default for Cursor {
+    fn default() -> Self {
+        Self { next: 0, loops: [(0, Rounds::Forever); MAX_DEPTH], depth: 0 }
+    }
+}
+
 impl Cursor {
-    /// The next step to do; `None` at the end. Never a [`Step::Repeat`] or [`Step::End`].
-    pub fn next(&mut self, program: &Program) -> Option<Step> {
+    /// The next step to do; `None` at the end. Never a [`Step::Repeat`] or [`Step::End`]. `is_told` is asked at the end of
+    /// each round of a loop that goes on until it is told.
+    pub fn next(&mut self, program: &Program, mut is_told: impl FnMut() -> bool) -> Option<Step> {
         loop {
             let step = *program.steps().get(self.next)?;
             self.next += 1;
             match step {
-                Step::Repeat { times } => {
-                    self.loops[self.depth] = (self.next, times - 1);
+                Step::Repeat { rounds } => {
+                    let left = match rounds {
+                        Rounds::Times(times) => Rounds::Times(times - 1),
+                        endless => endless,
+                    };
+                    self.loops[self.depth] = (self.next, left);
                     self.depth += 1;
                 }
-                Step::End => match &mut self.loops[self.depth - 1] {
-                    (_, 0) => self.depth -= 1,
-                    (first, rounds) => {
-                        // Of an endless loop the last round never comes.
-                        if *rounds != FOREVER - 1 {
-                            *rounds -= 1;
+                Step::End => {
+                    let (first, left) = &mut self.loops[self.depth - 1];
+                    let is_over = match left {
+                        Rounds::Times(0) => true,
+                        Rounds::Times(times) => {
+                            *times -= 1;
+                            false
                         }
+                        Rounds::UntilTold => is_told(),
+                        Rounds::Forever => false,
+                    };
+                    if is_over {
+                        self.depth -= 1;
+                    } else {
                         self.next = *first;
                     }
-                },
+                }
                 step => return Some(step),
             }
         }
+    }
+}
+
+fn rounds(text: &str) -> Result<Rounds, ParseError<'_>> {
+    match text {
+        "told" => Ok(Rounds::UntilTold),
+        "forever" => Ok(Rounds::Forever),
+        _ => number(text, u32::MAX.into()).map(|times| Rounds::Times(times as u32)),
     }
 }
 
@@ -291,23 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_loop_has_no_last_round() {
-        let program = Program::parse("verify;repeat:forever,(exit:1;exit:2)").expect("the program is right");
-        assert_eq!(program.steps()[1], Step::Repeat { times: FOREVER });
-        let mut cursor = Cursor { next: 2, loops: [(2, FOREVER - 1); MAX_DEPTH], depth: 1 };
-        for _ in 0..1000 {
-            for code in [1, 2] {
-                assert_eq!(cursor.next(&program), Some(Step::Exit { code: Some(code) }));
-            }
-        }
-        assert_eq!(cursor.loops[0].1, FOREVER - 1);
-        assert!(Program::parse("repeat:4294967295,(verify)").is_err(), "that is another word for it");
-    }
-
-    #[test]
     fn the_whole_grammar_is_understood() {
         let text = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7; verify;walk:32M,secs=5,dist=zipf,write=30;\
-                    idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:2,(idle:1));\
+                    idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:told,(idle:1));\
                     damage:flip,page=3;fill:4K,churn,seed=2;walk:4K,touches=9,write=100;walk:4K;exit:7";
         let kinds = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
         let walk = |pages, span, distribution, write_percent| Step::Walk { pages, span, distribution, write_percent };
@@ -324,9 +339,9 @@ mod tests {
             idle(250, 1, 1_500),
             Step::Free { pages: 262_144, silent: true },
             Step::Free { pages: 1, silent: false },
-            Step::Repeat { times: 3 },
+            Step::Repeat { rounds: Rounds::Times(3) },
             Step::Verify,
-            Step::Repeat { times: 2 },
+            Step::Repeat { rounds: Rounds::UntilTold },
             idle(1_000, 0, 1_000),
             Step::End,
             Step::End,
@@ -345,10 +360,36 @@ mod tests {
         let program = Program::parse("repeat:2,(verify;repeat:3,(exit));verify").expect("the program is right");
         let mut cursor = Cursor::default();
         let mut run = String::new();
-        while let Some(step) = cursor.next(&program) {
+        while let Some(step) = cursor.next(&program, || unreachable!("no loop waits")) {
             run.push(if step == Step::Verify { 'v' } else { 'e' });
         }
         assert_eq!(run, "veeeveeev");
+    }
+
+    #[test]
+    fn loops_go_on_until_they_are_told() {
+        let program = Program::parse("repeat:2,(repeat:told,(verify);exit)").expect("the program is right");
+        let (mut cursor, mut run, mut asked) = (Cursor::default(), String::new(), 0);
+        let mut is_told = || {
+            asked += 1;
+            asked % 3 == 0
+        };
+        while let Some(step) = cursor.next(&program, &mut is_told) {
+            run.push(if step == Step::Verify { 'v' } else { 'e' });
+        }
+        assert_eq!(run, "vvvevvve");
+    }
+
+    #[test]
+    fn an_endless_loop_has_no_last_round() {
+        let program = Program::parse("verify;repeat:forever,(exit:1;exit:2)").expect("the program is right");
+        let mut cursor = Cursor::default();
+        assert_eq!(cursor.next(&program, || true), Some(Step::Verify));
+        for _ in 0..1000 {
+            for code in [1, 2] {
+                assert_eq!(cursor.next(&program, || true), Some(Step::Exit { code: Some(code) }));
+            }
+        }
     }
 
     #[test]
@@ -403,7 +444,7 @@ mod tests {
             if let Ok(program) = Program::parse(&text) {
                 let mut cursor = Cursor::default();
                 for _ in 0..1_000 {
-                    cursor.next(&program);
+                    cursor.next(&program, || true);
                 }
             }
         }

@@ -4,11 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cistern_tests::control::ask;
+use cistern_tests::cpu_time;
 use cistern_tests::paged::counter;
 use cistern_tests::pool::TestPool;
 use serde_json::json;
-
-use super::cpu;
 
 const PERCENTS: [u32; 4] = [2, 5, 10, 20];
 
@@ -46,15 +45,15 @@ pub fn run() {
         let answer = ask(&vm.socket(), "PATCH", "/sharing", &json!({ "mechanisms": "zero,ksm" }).to_string());
         assert_eq!(answer.status, 204, "{answer:?}");
         thread::sleep(BEGINNING);
-        let (before, started) = (cpu::of_scanner(pid), Instant::now());
+        let (before, started) = (cpu_time::of_scanner(pid), Instant::now());
         thread::sleep(WATCHED_CPU * 100 / percent);
-        let (used, elapsed) = (cpu::of_scanner(pid) - before, started.elapsed());
+        let (used, elapsed) = (cpu_time::of_scanner(pid) - before, started.elapsed());
         let scanned = counter(&vm.memory(), "sharing.scanned_pages");
         println!(
             "  {percent:>2}: {:.2}, ratio {:.2}; {scanned} of {FILL_PAGES} pages were scanned; load {}",
             100.0 * used.as_secs_f64() / elapsed.as_secs_f64(),
             used.as_secs_f64() / elapsed.as_secs_f64() * 100.0 / f64::from(percent),
-            cpu::load()
+            cpu_time::load()
         );
         pool.stop();
     }

@@ -5,11 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use cistern_memory::PAGE_SIZE;
+use cistern_tests::cpu_time;
 use cistern_tests::paged::{MIB, counter};
 use cistern_tests::pool::TestPool;
 use cistern_tests::process::LIMIT;
-
-use super::cpu;
 
 const GUESTS: u64 = 4;
 /// Each half of a guest's duplicates.
@@ -33,7 +32,7 @@ pub fn run() {
     println!(
         "  rewritten pages a second: {on:.0}, sharing off {off:.0}: ratio {:.3}, goal >= 0.99; load {}",
         on / off,
-        cpu::load()
+        cpu_time::load()
     );
 }
 

@@ -5,22 +5,19 @@
 
 mod budget;
 mod churn;
-mod cpu;
-mod ksmd;
-mod layout;
-mod race;
 
+use cistern_tests::cpu_time;
+use cistern_tests::duplicates::{Layout, Spread};
 use cistern_tests::ksm::Ksm;
+use cistern_tests::merge_race::{self, PACES, Plan};
 use cistern_tests::process::binary;
-
-use layout::Spread;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let is_quick = arguments.iter().any(|argument| argument == "--quick");
     let parts: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| *name == part);
-    println!("load: {}", cpu::load());
+    println!("load: {}", cpu_time::load());
     if is_wanted("budget") {
         budget::run();
     }
@@ -32,7 +29,15 @@ fn main() {
     // Built before others have to wait.
     binary();
     let _ksm = Ksm::hold();
-    spreads.into_iter().for_each(|spread| race::run(spread, is_quick));
+    let paces = if is_quick { &PACES[1..2] } else { &PACES[..] };
+    for spread in spreads {
+        merge_race::run(&Plan {
+            layout: Layout { spread, fill_mib: 512 },
+            paces,
+            scan_cpu_percent: 1,
+            watches_rest: true,
+        });
+    }
     if has_churn {
         churn::run();
     }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use cistern_memory::PAGE_SIZE;
 use cistern_tests::guests::Guest;
+use cistern_tests::sharers::Guests;
 use cistern_tests::watch::Still;
 
-use super::guests::Guests;
 use super::ram::{Page, contents};
 
 const MEMORY: &str = "128M";

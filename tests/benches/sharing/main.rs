@@ -5,7 +5,6 @@
 //! image.
 
 mod figure4;
-mod guests;
 mod image;
 mod ram;
 mod throughput;

@@ -4,9 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use cistern_tests::ksm::Ksm;
+use cistern_tests::sharers::Guests;
 use serde_json::Value;
-
-use super::guests::Guests;
 
 /// Two of these are as many as there are CPUs here.
 const GUESTS: usize = 2;
@@ -23,7 +22,7 @@ pub fn compare(rounds: usize) {
     let [mut off, mut on] = [start(), start()];
     off.signal(libc::SIGSTOP);
     on.guests.share();
-    on.guests.settle();
+    on.guests.settle(None);
     on.signal(libc::SIGSTOP);
     let (mut rates_off, mut rates_on) = (Vec::new(), Vec::new());
     for round in 0..rounds {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use cistern_probe::program::{Program, Step};
+use cistern_probe::program::{Program, Rounds, Step};
 
-/// A loop of this many rounds, or of `forever`, is not waited for.
+/// A loop of this many rounds is not waited for.
 const ENDLESS_ROUNDS: u32 = 100_000;
 
 /// A program as the measurement sees it.
@@ -34,7 +34,7 @@ impl Workload {
             _ => None,
         });
         Ok(Self {
-            is_endless: steps.iter().any(|step| matches!(step, Step::Repeat { times: ENDLESS_ROUNDS.. })),
+            is_endless: steps.iter().any(|step| matches!(step, Step::Repeat { rounds } if is_endless(*rounds))),
             fills: steps.iter().take_while(is_fill).count(),
             walks: steps.iter().any(|step| matches!(step, Step::Walk { .. })),
             touch_interval: touch,
@@ -47,6 +47,14 @@ impl Workload {
     /// Whether its goodput can be told.
     pub fn is_measured(&self) -> bool {
         self.walks || self.touch_interval.is_some()
+    }
+}
+
+/// Whether the end of a loop is not waited for. Nobody tells guests to end one.
+fn is_endless(rounds: Rounds) -> bool {
+    match rounds {
+        Rounds::Times(times) => times >= ENDLESS_ROUNDS,
+        Rounds::UntilTold | Rounds::Forever => true,
     }
 }
 

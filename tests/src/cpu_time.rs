@@ -1,4 +1,4 @@
-//! CPU time of what merges: the scanners of VMs, and ksmd.
+//! CPU time of parts of VMs, and of ksmd.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,20 @@ pub fn load() -> String {
 
 /// CPU time of a VM's scanner.
 pub fn of_scanner(pid: u32) -> Duration {
+    of_thread(pid, |name| name == "scanner")
+}
+
+/// CPU time of a VM's guest on its first virtual CPU, what KVM does for it included.
+pub fn of_vcpu(pid: u32) -> Duration {
+    of_thread(pid, |name| name.starts_with("vcpu"))
+}
+
+/// Of the first thread with such a name.
+fn of_thread(pid: u32, is_wanted: impl Fn(&str) -> bool) -> Duration {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the VM runs");
-    let is_scanner = |folder: &Path| fs::read_to_string(folder.join("comm")).is_ok_and(|name| name.trim() == "scanner");
-    tasks
-        .flatten()
-        .map(|task| task.path())
-        .find(|folder| is_scanner(folder))
-        .map(|folder| of(&folder))
-        .unwrap_or_default()
+    let has_name = |folder: &Path| fs::read_to_string(folder.join("comm")).is_ok_and(|name| is_wanted(name.trim()));
+    let thread = tasks.flatten().map(|task| task.path()).find(|folder| has_name(folder));
+    thread.map(|folder| of(&folder)).unwrap_or_default()
 }
 
 /// CPU time of ksmd since the host started.

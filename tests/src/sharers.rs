@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cistern_tests::control::ask;
-use cistern_tests::guest_memory::GuestMemory;
-use cistern_tests::guests::Guest;
-use cistern_tests::ksm::DrivenPool;
-use cistern_tests::paged::folder_on_disk;
-use cistern_tests::process::{Running, binary, probe};
-use cistern_tests::watch::Still;
+use crate::control::ask;
+use crate::guest_memory::GuestMemory;
+use crate::guests::Guest;
+use crate::ksm::DrivenPool;
+use crate::paged::folder_on_disk;
+use crate::process::{LIMIT, Running, binary, probe};
+use crate::watch::Still;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -21,6 +21,7 @@ const BUDGET: &str = "8G";
 
 /// A guest with one virtual CPU.
 pub struct Member {
+    /// The process.
     pub running: Running,
     socket: PathBuf,
     /// What it had touched when it began to share.
@@ -38,6 +39,7 @@ pub struct Guests {
 
 impl Guests {
     /// Nobody yet.
+    #[expect(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
         let folder = folder_on_disk();
         Self { members: Vec::new(), pool: DrivenPool::new(&folder.path().join("pool")), folder }
@@ -101,23 +103,41 @@ impl Guests {
         Duration::from_nanos(self.members.iter().map(of).sum())
     }
 
+    /// Their processes.
     pub fn pids(&self) -> impl Iterator<Item = u32> {
         self.members.iter().map(|member| member.running.pid())
     }
 
-    /// Looks every second until nothing more is saved; what was saved by when, in parts of what was touched.
-    pub fn settle(&self) -> Vec<(Duration, f64)> {
+    /// Looks every second until nothing more is saved, or so much is shared of what was touched, in percent; what was saved by
+    /// when, in parts of what was touched.
+    #[track_caller]
+    pub fn settle(&self, enough_percent: Option<f64>) -> Vec<(Duration, f64)> {
         let (start, touched_bytes) = (Instant::now(), self.touched_bytes() as f64);
         let (mut course, mut best, mut improved) = (Vec::new(), f64::NEG_INFINITY, start);
-        while improved.elapsed() < QUIET && start.elapsed() < SETTLE_LIMIT {
-            let saved = 1.0 - self.memory().proportional_bytes as f64 / touched_bytes;
+        loop {
+            let memory = self.memory();
+            let saved = 1.0 - memory.proportional_bytes as f64 / touched_bytes;
             course.push((start.elapsed(), saved));
             if saved > best + NOTICEABLE {
                 (best, improved) = (saved, Instant::now());
             }
+            match enough_percent {
+                Some(percent) if self.shared_percent(&memory) >= percent => return course,
+                Some(percent) => {
+                    assert!(start.elapsed() < LIMIT, "{:.1} % shared of {percent}", self.shared_percent(&memory));
+                }
+                None if improved.elapsed() >= QUIET || start.elapsed() >= SETTLE_LIMIT => return course,
+                None => {}
+            }
             thread::sleep(Duration::from_secs(1));
         }
-        course
+    }
+
+    /// What of that is shared: given back as zero, which is what the one zero page of others would be, or merged.
+    pub fn shared_percent(&self, memory: &GuestMemory) -> f64 {
+        let touched_bytes = self.touched_bytes();
+        let zero_bytes = touched_bytes.saturating_sub(memory.resident_bytes);
+        (memory.merged_bytes + zero_bytes) as f64 * 100.0 / touched_bytes as f64
     }
 }
 

@@ -1,11 +1,10 @@
 //! What the guests hold: the same duplicates, each in other places, between pages of its own.
 
+use crate::paged::MIB;
 use cistern_memory::PAGE_SIZE;
-use cistern_tests::paged::MIB;
 
-/// How many guests there are, and what each fills.
+/// How many guests there are.
 pub const GUESTS: u64 = 4;
-pub const FILL_MIB: u64 = 512;
 
 /// What is filled begins at a region of 2 MiB after this, wherever the probe's own memory ends.
 const REGION_MIB: u64 = 2;
@@ -25,6 +24,7 @@ pub enum Spread {
 }
 
 impl Spread {
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tenth => "tenth",
@@ -42,39 +42,62 @@ impl Spread {
         }
     }
 
-    /// Part of memory that has to be advised.
-    pub fn advised_part(self) -> f64 {
+    /// What is repeated: duplicates, then pages of a guest's own; in MiB. Of the last, a tenth of every region is duplicates.
+    fn body_mib(self) -> [u64; 2] {
         match self {
-            Self::Tenth => self.duplicate_mib() as f64 / FILL_MIB as f64,
-            Self::Half => 0.5,
-            Self::Even => 1.0,
+            Self::Tenth => [2, 18],
+            Self::Half => [8, 8],
+            Self::Even => [1, 9],
         }
+    }
+}
+
+/// What each guest holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Where the duplicates are.
+    pub spread: Spread,
+    /// What it fills: room for some repetitions beside the shifts.
+    pub fill_mib: u64,
+}
+
+impl Layout {
+    /// What is repeated. It grows with the guest, whose program has room for so many fills.
+    fn body_mib(self) -> [u64; 2] {
+        const REPEATED_IN_MIB: u64 = 512;
+        self.spread.body_mib().map(|mib| mib * (self.fill_mib / REPEATED_IN_MIB).max(1))
+    }
+
+    fn repetitions(self) -> u64 {
+        (self.fill_mib - SHIFT_MIB * (GUESTS - 1)) / self.body_mib().iter().sum::<u64>()
     }
 
     /// A guest's share of duplicates.
     pub fn duplicate_pages(self) -> u64 {
-        self.duplicate_mib() * MIB / PAGE_SIZE
+        self.repetitions() * self.body_mib()[0] * MIB / PAGE_SIZE
     }
 
-    fn duplicate_mib(self) -> u64 {
-        match self {
-            Self::Tenth => 25 * 2,
-            Self::Half => 31 * 8,
-            Self::Even => 500 / 10,
+    /// Part of memory that has to be advised.
+    pub fn advised_part(self) -> f64 {
+        match self.spread {
+            Spread::Tenth => (self.duplicate_pages() * PAGE_SIZE / MIB) as f64 / self.fill_mib as f64,
+            Spread::Half => 0.5,
+            Spread::Even => 1.0,
         }
     }
 
     /// The program of one of the guests, whose memory for fills begins at `fill_base`, and its fills.
     pub fn program(self, guest: u64, fill_base: u64) -> (String, usize) {
         let border = REGION_MIB * MIB - fill_base % (REGION_MIB * MIB);
-        let (times, body, body_mib): (u64, &[String], u64) = match self {
-            Self::Tenth => (25, &["2M,dup=100".to_owned(), "18M,random=100".to_owned()], 20),
-            Self::Half => (31, &["8M,dup=100".to_owned(), "8M,random=100".to_owned()], 16),
-            Self::Even => (1, &["500M,dup=10,random=90".to_owned()], 500),
+        let [duplicates_mib, own_mib] = self.body_mib();
+        let filled_mib = self.repetitions() * (duplicates_mib + own_mib);
+        let (times, body) = match self.spread {
+            Spread::Even => (1, vec![format!("{filled_mib}M,dup=10,random=90")]),
+            _ => (self.repetitions(), vec![format!("{duplicates_mib}M,dup=100"), format!("{own_mib}M,random=100")]),
         };
         let body_fills = times as usize * body.len();
         let before = border + guest * SHIFT_MIB * MIB;
-        let after = (FILL_MIB - times * body_mib) * MIB - guest * SHIFT_MIB * MIB;
+        let after = (self.fill_mib - filled_mib) * MIB - guest * SHIFT_MIB * MIB;
         let fills: Vec<String> = body.iter().map(|fill| format!("fill:{fill},seed={guest}")).collect();
         let pad = |bytes: u64| if bytes > 0 { format!("fill:{bytes},seed={guest};") } else { String::new() };
         let program = format!("{}repeat:{times},({});{}idle:1000000", pad(before), fills.join(";"), pad(after));

@@ -1,0 +1,76 @@
+//! Experiments of the literature as named scenarios, each of which prints the published figures beside ours.
+//!
+//! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--out DIR]`;
+//! without a name, what there is. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
+
+mod active_tracking;
+mod balloon_fidelity;
+mod compression_vs_swap;
+mod idle_tax;
+mod proactive;
+mod report;
+mod scan_efficiency;
+mod scenario;
+mod shares;
+mod tps_scaling;
+mod two_tanks;
+mod walks;
+mod watermarks;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use cistern_tests::process::target_folder;
+use clap::Parser;
+
+use crate::scenario::{Plan, SCENARIOS, Scenario};
+
+/// The published experiments, side by side with ours.
+#[derive(Parser)]
+struct Arguments {
+    /// Which one; without it, a list.
+    name: Option<String>,
+    /// Seconds instead of minutes: what is asserted is the same.
+    #[arg(long)]
+    short: bool,
+    /// How many times as much memory guests and budgets have.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    scale: u64,
+    /// Where drawings go; cargo's target folder unless you say otherwise.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Some(name) = arguments.name else {
+        SCENARIOS.iter().for_each(|scenario| println!("{:<20} {}", scenario.name, source(scenario)));
+        return ExitCode::SUCCESS;
+    };
+    let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == name) else {
+        eprintln!("experiments: {name} is none of them; without a name, what there is");
+        return ExitCode::from(2);
+    };
+    let out = arguments.out.unwrap_or_else(target_folder);
+    if let Err(error) = fs::create_dir_all(&out) {
+        eprintln!("experiments: {}: {error}", out.display());
+        return ExitCode::from(2);
+    }
+    println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
+    let report = (scenario.run)(&Plan { is_short: arguments.short, scale: arguments.scale, out });
+    print!("{report}");
+    println!("load: {}", load());
+    ExitCode::from(u8::from(!report.holds()))
+}
+
+/// Where it is from, in a line.
+fn source(scenario: &Scenario) -> String {
+    let (part, paper) = scenario.paper;
+    format!("{part} {paper}")
+}
+
+/// How busy the machine is (proc_loadavg(5)).
+fn load() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
+}

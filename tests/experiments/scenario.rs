@@ -1,0 +1,69 @@
+//! The scenarios there are.
+
+use std::path::PathBuf;
+
+use crate::report::Report;
+use crate::{
+    active_tracking, balloon_fidelity, compression_vs_swap, idle_tax, proactive, scan_efficiency, shares, tps_scaling,
+    two_tanks, watermarks,
+};
+
+/// How a scenario is run.
+pub struct Plan {
+    /// In seconds: less memory, fewer steps, less time for each.
+    pub is_short: bool,
+    /// How many times as much memory as it has by itself.
+    pub scale: u64,
+    /// Where drawings go.
+    pub out: PathBuf,
+}
+
+impl Plan {
+    /// A size as flags and programs spell it.
+    pub fn size(&self, mib: u64) -> String {
+        format!("{}M", mib * self.scale)
+    }
+}
+
+/// An experiment.
+pub struct Scenario {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// The part, and the paper it is from.
+    pub paper: (&'static str, &'static str),
+    /// Runs it.
+    pub run: fn(&Plan) -> Report,
+}
+
+/// Where most of them are from.
+const ESX: &str = "Waldspurger, Memory Resource Management in VMware ESX Server, OSDI 2002";
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "two-tanks",
+        paper: ("the classic story, with the levels, balloon and tax of", ESX),
+        run: two_tanks::run,
+    },
+    Scenario { name: "idle-tax", paper: ("figure 7:", ESX), run: idle_tax::run },
+    Scenario { name: "shares", paper: ("the rule of shares-per-page:", ESX), run: shares::run },
+    Scenario { name: "watermarks", paper: ("the levels of free memory:", ESX), run: watermarks::run },
+    Scenario {
+        name: "compression-vs-swap",
+        paper: ("the compression cache of", "VMware, Understanding Memory Resource Management in VMware ESX 4.1, 2010"),
+        run: compression_vs_swap::run,
+    },
+    Scenario { name: "tps-scaling", paper: ("figure 4:", ESX), run: tps_scaling::run },
+    Scenario { name: "active-tracking", paper: ("figure 6:", ESX), run: active_tracking::run },
+    Scenario { name: "balloon-fidelity", paper: ("figure 5:", ESX), run: balloon_fidelity::run },
+    Scenario {
+        name: "proactive",
+        paper: ("cold memory:", "Lagar-Cavilla, Software-Defined Far Memory, ASPLOS 2019; Weiner, TMO, ASPLOS 2022"),
+        run: proactive::run,
+    },
+    Scenario {
+        name: "scan-efficiency",
+        paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
+        run: scan_efficiency::run,
+    },
+];
