@@ -30,7 +30,7 @@ const HUGE_ORDER: usize = 9;
 pub fn run(plan: &Plan) -> Report {
     let mut report = Report::new(
         "ESX measured throughput, of a load whose cache shrinks with the guest; ours is CPU time for taking new memory that fits, writing and reading it (system calls \
-         are dear where guest kernels are interpreted), so what is seen is the balloon's own cost. Host pages are huge only where \
+         are dear where guest kernels are interpreted), so that at most the balloon's own cost is seen. Host pages are huge only where \
          the host makes them so by itself",
     );
     // What is left to the guest, of how much.
@@ -122,7 +122,7 @@ impl LinuxGuest {
         counter(&memory, "balloon_inflated_bytes") / MIB
     }
 
-    /// CPU time its work took: unlike time that passed it does not depend on what else the host does. All it wrote was there in
+    /// CPU time its work took: unlike time that passed it has no waiting for a CPU in it. All it wrote was there in
     /// the end.
     fn work(&mut self) -> Duration {
         let mut before = cpu_time::of_vcpu(self.running.pid());
