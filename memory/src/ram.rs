@@ -162,6 +162,14 @@ impl GuestRam {
         Ok(Arc::new(Self { memory, regions, mapping, paging: OnceLock::new() }))
     }
 
+    /// Lets the host's KSM merge any page with an equal one, of whatever process. The pages must never be paged here.
+    ///
+    /// # Errors
+    /// [`RamError::Mapping`]: the kernel has no KSM.
+    pub fn offer_to_ksm(&self) -> Result<(), RamError> {
+        Ok(self.mapping.advise("MADV_MERGEABLE", libc::MADV_MERGEABLE)?)
+    }
+
     /// The view through which devices and loaders read and write guest memory.
     pub fn memory(&self) -> &Memory {
         &self.memory

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::report::Report;
 use crate::{
-    active_tracking, balloon_fidelity, compression_vs_swap, idle_tax, proactive, scan_efficiency, shares, tps_scaling,
-    two_tanks, watermarks,
+    active_tracking, balloon_fidelity, compression_vs_swap, idle_tax, packing, proactive, scan_efficiency, shares,
+    tps_scaling, two_tanks, watermarks,
 };
 
 /// How a scenario is run.
@@ -65,5 +65,10 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "scan-efficiency",
         paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
         run: scan_efficiency::run,
+    },
+    Scenario {
+        name: "packing",
+        paper: ("guests that a budget holds, beside", "zram, zswap, swap files and KSM at ksmtuned's settings"),
+        run: packing::run,
     },
 ];

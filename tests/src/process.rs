@@ -1,6 +1,7 @@
 //! `cistern` as a process under test.
 
 use std::env;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,6 +60,17 @@ pub fn probe() -> &'static Path {
         assert!(status.expect("cistern starts").success(), "writing the probe failed");
         path
     })
+}
+
+/// The processes that this one has started and not waited for.
+pub fn children(pid: u32) -> Vec<u32> {
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&child| parent(child) == Some(pid)).collect()
 }
 
 /// What a finished `cistern` left.

@@ -110,7 +110,7 @@ impl Sampler {
 }
 
 /// Resident memory of a process that is no file's (proc_pid_statm(5)); `None` when it is gone.
-pub(crate) fn private_bytes(pid: u32) -> Option<u64> {
+pub fn private_bytes(pid: u32) -> Option<u64> {
     private_bytes_of(&fs::read_to_string(format!("/proc/{pid}/statm")).ok()?)
 }
 
@@ -149,6 +149,9 @@ mod tests {
         thread::sleep(10 * INTERVAL);
         let samples = sampler.finish();
         assert!(samples.count() > 0, "{samples:?}");
-        assert!(samples.peak_bytes() + (1 << 20) > before_bytes + memory.len() as u64, "{before_bytes} {samples:?}");
+        // Other tests of this process free what they had meanwhile.
+        let slack_bytes = 4 << 20;
+        let wanted_bytes = before_bytes + memory.len() as u64;
+        assert!(samples.peak_bytes() + slack_bytes > wanted_bytes, "{before_bytes} {samples:?}");
     }
 }

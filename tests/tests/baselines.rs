@@ -92,8 +92,8 @@ fn holds_a_guest(baseline: &str) {
         "--kernel",
         probe().to_str().expect("test paths are plain"),
     ]);
-    let processes = Arc::new(Mutex::new(vec![guest.pid()]));
-    let reclaimer = Reclaimer::start(baseline, Arc::clone(&host), BUDGET_BYTES, processes);
+    let pid = guest.pid();
+    let reclaimer = Reclaimer::start(baseline, Arc::clone(&host), BUDGET_BYTES, move || vec![pid]);
     guest.wait_for_phase("fill");
     wait_until("swapping", || swapped_bytes(guest.pid()) >= 16 * MIB);
     // The first may have begun before.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::leftovers::{expect_nothing_left, processes_with};
 use cistern_tests::paged::{MIB, counter, folder_on_disk};
-use cistern_tests::process::{Finished, LIMIT, Running, binary};
+use cistern_tests::process::{Finished, LIMIT, Running, binary, children};
 use cistern_tests::terminal::Session;
 use cistern_tests::watch::pss_bytes;
 use serde_json::Value;
@@ -28,17 +28,6 @@ fn start(folder: &TempDir, arguments: &[&str]) -> Running {
     let mut command = Command::new(binary());
     command.arg("demo").args(arguments).env("TMPDIR", folder.path()).stdin(Stdio::null());
     Running::spawn(command)
-}
-
-/// The processes that this one has started and not waited for.
-fn children(pid: u32) -> Vec<u32> {
-    let parent = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
-    };
-    let processes = fs::read_dir("/proc").expect("processes").flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|&child| parent(child) == Some(pid)).collect()
 }
 
 /// The objects of the guests, and that of the pool.
@@ -160,6 +149,30 @@ fn a_guest_that_dies_is_a_failure_and_the_others_go_on() {
     }
     assert_eq!(counter(&pool, "bad_pages"), 0, "{pool}");
     expect_nothing_left(folder.path());
+}
+
+/// Its guests see to themselves, and to KSM.
+#[test]
+fn a_demo_that_is_killed_leaves_no_guests() {
+    let _ksm = Ksm::hold();
+    let folder = folder_on_disk();
+    let found = undriven_ksm();
+    let mut demo = start(&folder, &[]);
+    demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
+    if may_merge() {
+        wait_for_driver(&folder);
+    }
+    demo.signal(libc::SIGKILL);
+    assert_eq!(demo.finish(LIMIT).status, None);
+    let deadline = Instant::now() + LIMIT;
+    while !processes_with(folder.path()).is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", processes_with(folder.path()));
+        thread::sleep(INTERVAL);
+    }
+    // Unless somebody else drives it by now.
+    if let (Some(found), Some(left)) = (found, undriven_ksm()) {
+        assert_eq!(left, found);
+    }
 }
 
 #[test]

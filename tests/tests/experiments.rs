@@ -47,6 +47,7 @@ scenarios! {
     a_ballooned_guest_works_like_a_small_one: "balloon-fidelity",
     cold_pages_leave_slowly: "proactive",
     advice_spares_ksmd_most_of_memory: "scan-efficiency",
+    guests_are_whole_under_every_baseline: "packing",
 }
 
 #[test]

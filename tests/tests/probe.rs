@@ -160,6 +160,7 @@ impl Guest {
             balloon: BalloonMode::On,
             resident: None,
             sharing: Default::default(),
+            mergeable: false,
             pool: None,
             pager: PagerConfig::default(),
             console: ConsoleTarget::File(folder.path().join("console")),

@@ -56,6 +56,8 @@ pub struct MachineConfig {
     pub pool: Option<PoolConfig>,
     /// What is shared.
     pub sharing: SharingConfig,
+    /// All of guest memory is offered to KSM.
+    pub mergeable: bool,
     /// How guest memory is paged.
     pub pager: PagerConfig,
     /// Where the serial console goes.

@@ -162,6 +162,9 @@ impl Machine {
         let devices = DeviceSet::open(config)?;
         timeline.mark("open devices");
         let ram = GuestRam::new(&ranges)?;
+        if config.mergeable {
+            ram.offer_to_ksm()?;
+        }
         timeline.mark("map RAM");
         let pager = Pager::new(Arc::clone(&ram), config.pager.clone(), Box::new(end_on_pager_failure))?;
         timeline.mark("make pager");

@@ -176,6 +176,10 @@ pub struct RunOptions {
     /// Whether KSM merges pages of different NUMA nodes, 0 or 1 [default: as it is]
     #[arg(long, value_name = "0|1")]
     pub ksm_across_nodes: Option<u8>,
+    /// Offer all guest memory to the host's KSM and leave it to that, as QEMU does; without a pool
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+        hide_possible_values = true, hide = true)]
+    pub mergeable: Option<bool>,
     /// Serial console: stdio, none or file:PATH [default: stdio]
     #[arg(long, value_name = "TARGET")]
     pub console: Option<ConsoleTarget>,
@@ -292,6 +296,7 @@ impl RunOptions {
             scan_cpu: self.scan_cpu.or(other.scan_cpu),
             ksm_tune: self.ksm_tune.or(other.ksm_tune),
             ksm_across_nodes: self.ksm_across_nodes.or(other.ksm_across_nodes),
+            mergeable: self.mergeable.or(other.mergeable),
             console: self.console.or(other.console),
             name: self.name.or(other.name),
             api_sock: self.api_sock.or(other.api_sock),
@@ -332,6 +337,7 @@ impl RunOptions {
         }
         let pool = self.resolve_pool(&name, memory)?;
         let sharing = self.resolve_sharing()?;
+        let mergeable = self.resolve_mergeable()?;
         let defaults = PagerConfig::default();
         let reclaim_cpu_percent = self.reclaim_cpu.unwrap_or(defaults.reclaim_cpu_percent);
         let host_cpus = thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
@@ -371,6 +377,7 @@ impl RunOptions {
             resident: self.resident,
             pool,
             sharing,
+            mergeable,
             pager,
             console: self.console.unwrap_or(ConsoleTarget::Stdio),
             name,
@@ -431,6 +438,7 @@ mod tests {
         scan-cpu = 3
         ksm-tune = true
         ksm-across-nodes = 0
+        mergeable = true
         console = "file:/tmp/log"
         name = "one"
         api-sock = "/run/one.sock"
@@ -514,6 +522,7 @@ mod tests {
             "--ksm-tune",
             "--ksm-across-nodes",
             "0",
+            "--mergeable",
             "--console",
             "file:/tmp/log",
             "--name",
@@ -532,7 +541,7 @@ mod tests {
         assert_eq!(EVERYTHING.lines().filter(|line| line.contains(" = ")).count(), count);
         let error = file.clone().resolve().expect_err("a limit of its own, and a pool").to_string();
         assert_eq!(error, "--resident 256M: a VM in a pool is limited by --limit");
-        let config = RunOptions { resident: None, ..file }.resolve().expect("valid");
+        let config = RunOptions { resident: None, mergeable: None, ..file }.resolve().expect("valid");
         assert_eq!((config.disks.len(), config.nets.len()), (2, 1));
         assert_eq!((config.disks[1].read_only, config.disks[1].direct), (true, true));
         assert_eq!(config.timeout, Some(Duration::from_millis(2500)));
@@ -654,6 +663,10 @@ mod tests {
             ),
             (RunOptions { reclaim_cpu: Some(0), ..options() }, "--reclaim-cpu 0: 1 to "),
             (RunOptions { reclaim_cpu: Some(u32::MAX), ..options() }, "--reclaim-cpu 4294967295: 1 to "),
+            (
+                RunOptions { mergeable: Some(true), resident: Some(Size::mebibytes(64)), ..options() },
+                "--mergeable true: its pages are the kernel's to page: leave out --resident",
+            ),
             (RunOptions { timeout: Some(0.0), ..options() }, "--timeout 0"),
             (RunOptions { timeout: Some(f64::NAN), ..options() }, "--timeout NaN"),
             (RunOptions { timeout: Some(1e19), ..options() }, "--timeout 1"),

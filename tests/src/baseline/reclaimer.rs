@@ -8,8 +8,8 @@
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -50,17 +50,22 @@ pub struct Reclaimer {
 }
 
 impl Reclaimer {
-    /// Of the guests in `processes`; whoever reaps one takes it out first. The host is set up for the baseline.
-    pub fn start(baseline: Baseline, host: Arc<Host>, budget_bytes: u64, processes: Arc<Mutex<Vec<u32>>>) -> Self {
+    /// Of the guests that `processes` tells of; one that has ended may be among them. The host is set up for the baseline.
+    pub fn start(
+        baseline: Baseline,
+        host: Arc<Host>,
+        budget_bytes: u64,
+        processes: impl Fn() -> Vec<u32> + Send + 'static,
+    ) -> Self {
         let (stop, taken_bytes) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopped, taken) = (Arc::clone(&stop), Arc::clone(&taken_bytes));
         let thread = thread::spawn(move || {
-            let mut guests = Guests { processes, known: Vec::new(), random: Random(1) };
+            let mut guests = Guests { known: Vec::new(), random: Random(1) };
             let (mut work, mut threshold) = (Work::default(), Threshold::default());
             let mut ksmtuned = baseline.merges.then(|| (Ksmtuned::new(budget_bytes), Instant::now()));
             // Nothing but these two numbers passes between the threads.
             while !stopped.load(Ordering::Relaxed) {
-                let resident_bytes = guests.look();
+                let resident_bytes = guests.look(&processes());
                 let merged_bytes = if baseline.merges { host.merged_bytes()? } else { 0 };
                 let bytes = resident_bytes.saturating_sub(merged_bytes) + host.store_bytes()?;
                 taken.store(bytes, Ordering::Relaxed);
@@ -124,17 +129,15 @@ struct Guest {
 }
 
 struct Guests {
-    processes: Arc<Mutex<Vec<u32>>>,
     known: Vec<Guest>,
     random: Random,
 }
 
 impl Guests {
     /// Finds out what all of them have resident.
-    fn look(&mut self) -> u64 {
-        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    fn look(&mut self, processes: &[u32]) -> u64 {
         self.known.retain(|guest| processes.contains(&guest.pid));
-        for pid in processes {
+        for &pid in processes {
             if !self.known.iter().any(|guest| guest.pid == pid)
                 && let Some(guest) = Guest::of(pid)
             {

@@ -118,14 +118,14 @@ fn forward(from: impl Read + Send + 'static, send: impl Fn(Option<String>) -> bo
 /// More of a line is another line.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
-/// Lets the kernel kill this process when the one that started it ends, however it ends, and lets signals through that
-/// are only the other's to wait for.
+/// Lets the kernel end this process when the one that started it ends, however it ends, and lets signals through that are only
+/// the other's to wait for. It is told to end and not killed: whichever leads the pool then puts KSM back.
 fn belong_to_this_process() -> io::Result<()> {
     // SAFETY: plain system calls; the set is made valid by sigemptyset before it is used.
     unsafe {
         let mut none: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut none);
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0
             || libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()) != 0
         {
             return Err(io::Error::last_os_error());

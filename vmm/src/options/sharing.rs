@@ -33,4 +33,24 @@ impl RunOptions {
         let scans_always = self.sharing.is_some_and(|Mechanisms { zero, ksm, .. }| zero || ksm);
         Ok(SharingConfig { mechanisms, scans_always, scan_cpu_percent })
     }
+
+    /// Whether all of guest memory is offered to KSM. Then none of it is ours to page: KSM takes the protections off that
+    /// paging relies on.
+    pub(super) fn resolve_mergeable(&self) -> Result<bool, OptionsError> {
+        let scans = self.sharing.is_some_and(|Mechanisms { zero, ksm, .. }| zero || ksm);
+        let pages = [
+            ("--pool", self.pool.is_some()),
+            ("--resident", self.resident.is_some()),
+            ("--sharing", scans),
+            ("--swap", self.swap.is_some()),
+        ];
+        match pages.into_iter().find(|(_, is_there)| *is_there) {
+            Some((flag, _)) if self.mergeable == Some(true) => Err(OptionsError::Value {
+                flag: "mergeable",
+                value: "true".to_owned(),
+                reason: format!("its pages are the kernel's to page: leave out {flag}"),
+            }),
+            _ => Ok(self.mergeable.unwrap_or(false)),
+        }
+    }
 }
