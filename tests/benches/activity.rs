@@ -7,6 +7,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use cistern_tests::cpu_time;
 use cistern_tests::estimates::{Following, Period, WalkingVm, median};
 use serde_json::Value;
 
@@ -24,7 +25,7 @@ fn main() {
     let parts: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| *name == part);
     let divisor = if arguments.iter().any(|argument| argument == "--quick") { 4 } else { 1 };
-    println!("load: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    println!("load: {}", cpu_time::load());
     let second = Duration::from_secs(1);
     if is_wanted("free") {
         step("free, 30 % writes", second, 30, &[], divisor);

@@ -22,6 +22,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cistern_tests::cpu_time::load;
 use cistern_tests::process::target_folder;
 use clap::Parser;
 
@@ -69,9 +70,4 @@ fn main() -> ExitCode {
 fn source(scenario: &Scenario) -> String {
     let (part, paper) = scenario.paper;
     format!("{part} {paper}")
-}
-
-/// How busy the machine is (proc_loadavg(5)).
-fn load() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
 }

@@ -62,6 +62,19 @@ pub fn probe() -> &'static Path {
     })
 }
 
+/// Waits until it is so.
+///
+/// # Panics
+/// If it is not within [`LIMIT`].
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The processes that this one has started and not waited for.
 pub fn children(pid: u32) -> Vec<u32> {
     let parent = |pid: u32| {

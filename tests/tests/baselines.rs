@@ -6,14 +6,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use cistern_tests::baseline::host::Host;
 use cistern_tests::baseline::reclaimer::Reclaimer;
 use cistern_tests::baseline::{Baseline, Swap};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, folder_on_disk};
-use cistern_tests::process::{LIMIT, Running, probe};
+use cistern_tests::process::{LIMIT, Running, probe, wait_until};
 
 const SWAP_BYTES: u64 = 256 * MIB;
 const BUDGET_BYTES: u64 = 64 * MIB;
@@ -63,15 +62,6 @@ fn swapped_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmSwap:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "no {what} in time");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A guest with more pages than fit has them all, and the host is as it was.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::leftovers::{expect_nothing_left, processes_with};
 use cistern_tests::paged::{MIB, counter, folder_on_disk};
-use cistern_tests::process::{Finished, LIMIT, Running, binary, children};
+use cistern_tests::process::{Finished, LIMIT, Running, binary, children, wait_until};
 use cistern_tests::terminal::Session;
 use cistern_tests::watch::pss_bytes;
 use serde_json::Value;
@@ -109,17 +109,26 @@ fn eight_guests_verify_every_page_in_half_of_what_they_fill() {
     expect_nothing_left(folder.path());
 }
 
-/// Waits until the pool's leader has changed how KSM runs, which it records before.
+/// A demo with some guests, whose pool's leader has changed how KSM runs where it may: it records that before.
 #[track_caller]
-fn wait_for_driver(folder: &TempDir) {
-    let deadline = Instant::now() + LIMIT;
+fn start_to_the_second_guest(folder: &TempDir) -> Running {
+    let mut demo = start(folder, &[]);
+    demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
     let has_record = || {
         let places = fs::read_dir(folder.path()).expect("the folder").flatten();
         places.into_iter().any(|place| place.path().join("pool/ksm").exists())
     };
-    while !has_record() {
-        assert!(Instant::now() < deadline, "nobody drives KSM");
-        thread::sleep(INTERVAL);
+    if may_merge() {
+        wait_until("a driver of KSM", has_record);
+    }
+    demo
+}
+
+/// Fails unless KSM is set as it was found, or driven by somebody else by now.
+#[track_caller]
+fn expect_ksm_as(found: Option<Vec<String>>) {
+    if let (Some(found), Some(left)) = (found, undriven_ksm()) {
+        assert_eq!(left, found);
     }
 }
 
@@ -157,22 +166,11 @@ fn a_demo_that_is_killed_leaves_no_guests() {
     let _ksm = Ksm::hold();
     let folder = folder_on_disk();
     let found = undriven_ksm();
-    let mut demo = start(&folder, &[]);
-    demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
-    if may_merge() {
-        wait_for_driver(&folder);
-    }
+    let demo = start_to_the_second_guest(&folder);
     demo.signal(libc::SIGKILL);
     assert_eq!(demo.finish(LIMIT).status, None);
-    let deadline = Instant::now() + LIMIT;
-    while !processes_with(folder.path()).is_empty() {
-        assert!(Instant::now() < deadline, "{:?}", processes_with(folder.path()));
-        thread::sleep(INTERVAL);
-    }
-    // Unless somebody else drives it by now.
-    if let (Some(found), Some(left)) = (found, undriven_ksm()) {
-        assert_eq!(left, found);
-    }
+    wait_until("the end of all guests", || processes_with(folder.path()).is_empty());
+    expect_ksm_as(found);
 }
 
 #[test]
@@ -180,20 +178,13 @@ fn a_demo_that_is_stopped_takes_everything_along() {
     let _ksm = Ksm::hold();
     let folder = folder_on_disk();
     let found = undriven_ksm();
-    let mut demo = start(&folder, &[]);
-    demo.wait_for("second guest", |line| line.starts_with("web") && line.contains("has booted"));
-    if may_merge() {
-        wait_for_driver(&folder);
-    }
+    let demo = start_to_the_second_guest(&folder);
     demo.signal(libc::SIGTERM);
     let finished = demo.finish(LIMIT).expect_status(1);
     assert!(finished.stderr.contains("stopped before its end"), "{finished:?}");
     assert_eq!(finished.stderr.lines().count(), 1, "{finished:?}");
     expect_nothing_left(folder.path());
-    // Unless somebody else drives it by now.
-    if let (Some(found), Some(left)) = (found, undriven_ksm()) {
-        assert_eq!(left, found);
-    }
+    expect_ksm_as(found);
 
     for keys in [b"q", b"\x03"] {
         let mut session = Session::start_with(&["demo"], &[("TMPDIR", folder.path())]);

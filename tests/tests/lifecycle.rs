@@ -6,10 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use cistern_tests::process::{Finished, LIMIT, Running, binary, cistern};
+use cistern_tests::process::{Finished, LIMIT, Running, binary, cistern, wait_until};
 use cistern_tests::terminal::Session;
 use cistern_tests::tiny::{Code, Protocol};
 
@@ -250,15 +249,6 @@ fn is_full(reader: &io::PipeReader) -> bool {
     };
     // Written a byte at a time, a pipe fills its last page before it is full.
     waiting == capacity
-}
-
-#[track_caller]
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

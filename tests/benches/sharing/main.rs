@@ -10,7 +10,7 @@ mod ram;
 mod throughput;
 mod zero;
 
-use std::fs;
+use cistern_tests::cpu_time;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,7 +18,7 @@ fn main() {
     let parts: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| *name == part);
     let counts: &[usize] = if is_quick { &[1, 2] } else { &[1, 2, 5, 10] };
-    println!("load: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    println!("load: {}", cpu_time::load());
     if !precede_others() {
         println!("other work on this machine will show: only root may run before it");
     }
@@ -37,7 +37,7 @@ fn main() {
     if is_wanted("image") {
         image::compare();
     }
-    println!("load: {}", fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    println!("load: {}", cpu_time::load());
 }
 
 /// Puts this process, and all it starts, before other work on the machine: guests that wait for a CPU touch nothing.
