@@ -13,6 +13,9 @@ use super::statistics::{
 /// Shortest and longest time that is told apart.
 const LATENCY_NS: std::ops::Range<u64> = 128..60_000_000_000;
 
+/// Times of which the middle tells something.
+const TELLING_COUNT: u64 = 32;
+
 /// A number that goes up. Nothing is concluded from two of them, so relaxed operations do.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
@@ -146,6 +149,12 @@ impl Counters {
     /// Pages from this source that were asked for.
     pub fn pages(&self, source: Source) -> u64 {
         self.sources[source as usize].pages.get()
+    }
+
+    /// What a page that was asked for takes from this source in the middle; `None` while few were.
+    pub fn usual_latency(&self, source: Source) -> Option<Duration> {
+        let latency = self.sources[source as usize].latency.lock().unwrap_or_else(PoisonError::into_inner);
+        (latency.len() >= TELLING_COUNT).then(|| Duration::from_nanos(latency.value_at_quantile(0.5)))
     }
 
     /// Time to the answer, over all faults.

@@ -30,6 +30,11 @@ impl Pace {
         spared_pages.clamp(resident_pages / 2, resident_pages * SPARED_QUARTERS_MAX / 4)
     }
 
+    /// How long a page stays in guest RAM, as they come now.
+    pub fn residence(&self, resident_pages: u64) -> Duration {
+        Duration::try_from_secs_f64(resident_pages as f64 / self.arrivals_per_second).unwrap_or(Duration::MAX)
+    }
+
     /// To be called about once a second, with the time since the last call.
     pub fn second(&mut self, paged: &Paged, passed: Duration) {
         let Some(kernel) = paged.connected() else { return };
@@ -57,6 +62,8 @@ mod tests {
         for _ in 0..4 {
             pace.thrash = pace.thrash.next(1000, 500);
         }
+        assert_eq!((pace.residence(1000), pace.residence(0)), (Duration::from_secs(10), Duration::ZERO));
+        assert_eq!(Pace::default().residence(1000), Duration::MAX);
         // 8 s of arrivals.
         assert_eq!(pace.least_age_pages(1200), 800);
         assert_eq!(pace.least_age_pages(1000), 750, "not all");

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cpu_share::CpuShare;
+use crate::policy::tiers::Tiers;
 use crate::store::PAGE_BYTES;
 use crate::store::swap::SwapStatistics;
 
 use super::config::EvictionMethod;
+use super::counters::Source;
 use super::evict::Choice;
 use super::hands::{Hands, STEP_PAGES};
 use super::homes::Workbench;
 use super::pace::Pace;
 use super::paged::{Kernel, Paged};
+use super::plan::View;
 use super::signal::Seen;
 use super::store::{StoreOutcome, Storer, WRITE_PAGES};
 
@@ -103,8 +106,8 @@ impl Reclaimer {
     /// Evicts a little if there is reason to. False when there was nothing to do.
     fn step(&mut self) -> bool {
         let table = &self.paged.table;
-        let view = self.paged.view();
-        let plan = view.plan();
+        let mut view = self.paged.view();
+        let mut plan = view.plan();
         if plan.is_idle() || !table.is_armed() {
             self.recover();
             self.paged.offer_room();
@@ -112,6 +115,9 @@ impl Reclaimer {
             return false;
         }
         self.make_room();
+        if self.demote(&view) > 0 {
+            (view, plan) = (self.paged.view(), self.paged.view().plan());
+        }
         let round = self.rounds();
         let fruitless = round.saturating_sub(self.lock().fruitful_round);
         // Pages that came during the last half of a round are passed over, unless there are no others.
@@ -215,6 +221,32 @@ impl Reclaimer {
             }
             self.paged.homes.compressed.tidy(TIDY_SLABS);
         }
+    }
+
+    /// Writes compressed pages to the swap file that are worth less than those in guest RAM that would have to go. Returns how
+    /// many: few, as whoever waits for room need not wait for a disk where there are other pages to take.
+    fn demote(&mut self, view: &View) -> u64 {
+        if !self.can_swap() {
+            return 0;
+        }
+        let store = self.paged.homes.compressed.statistics();
+        if store.pages == 0 {
+            return 0;
+        }
+        let tiers = Tiers {
+            residence: self.lock().pace.residence(view.resident_pages),
+            page_bytes: PAGE_BYTES as u64,
+            compressed_page_bytes: store.held_bytes / store.pages,
+            compressed_refault: self.paged.counters.usual_latency(Source::Compressed),
+            swapped_refault: self.paged.counters.usual_latency(Source::Swapped),
+        };
+        let age_seconds = tiers.demotion_age(self.paged.config.cold_after).as_secs_f64().ceil() as u64;
+        let Some(by_seconds) = self.paged.homes.now_seconds().checked_sub(age_seconds) else { return 0 };
+        let moved = Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench);
+        if moved > 0 {
+            self.paged.homes.compressed.tidy(TIDY_SLABS);
+        }
+        moved
     }
 
     /// What need not be done at once. True when there is more of it.

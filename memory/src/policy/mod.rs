@@ -2,11 +2,13 @@
 //!
 //! Nothing here has a clock or does I/O, so that whoever decides for a pool can be tested without one. The order of
 //! decisions in a round: [`watermark`] says how short memory is, [`allocator`] what each member may hold, [`ladder`]
-//! what each is told to do about it; [`brake`] keeps reclaim from costing more than it gives.
+//! what each is told to do about it; [`brake`] keeps reclaim from costing more than it gives, and [`tiers`] says which of a
+//! VM's own pages are worth least.
 
 pub mod allocator;
 pub mod brake;
 pub mod ladder;
+pub mod tiers;
 pub mod watermark;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The limit, and what happens where it cannot be kept.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 
 #[test]
@@ -95,5 +97,39 @@ fn cold_pages_go_to_the_file_by_age() {
         statistics.evictions.written_back > 0 && statistics.compressed.pages == 0
     });
     (0..4096).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn), "{gfn}"));
+    guest.check_no_failure();
+}
+
+/// Pages that only lie there take memory from those that are in use: they go on to the file long before they are cold.
+#[test]
+fn what_lies_compressed_makes_room_for_what_is_used() {
+    let guest =
+        Guest::new(&[0..32 * MIB], PagerConfig { cold_after: Duration::from_secs(3600), ..with_swap(methods()[0]) });
+    guest.pager.set_limits(Limits::alone(Some(6 * MIB))).unwrap();
+    // All of it compresses. Half of what there is could be resident, were it not for these.
+    (0..2048).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
+    guest.wait_until("room", |statistics| statistics.pages.compressed > 512);
+    assert_eq!(guest.pager.statistics().evictions.written_back, 0);
+    let end = AtomicBool::new(false);
+    let statistics = thread::scope(|scope| {
+        scope.spawn(|| {
+            for version in 1.. {
+                for gfn in 4096..4096 + 1024 {
+                    if end.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    assert!(version == 1 || guest.read(gfn) == page_of(2, gfn + version - 1), "{gfn} {version}");
+                    guest.write(gfn, &page_of(2, gfn + version));
+                }
+                // A page every ms, more or less: not as fast as it can.
+                thread::sleep(Duration::from_millis(500));
+            }
+        });
+        let statistics = guest.wait_until("written back", |statistics| statistics.pages.swapped > 1024);
+        end.store(true, Ordering::Relaxed);
+        statistics
+    });
+    println!("{:?} {:?}", statistics.pages, statistics.evictions);
+    (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn), "{gfn}"));
     guest.check_no_failure();
 }
