@@ -71,4 +71,9 @@ pub const SCENARIOS: &[Scenario] = &[
         paper: ("guests that a budget holds, beside", "zram, zswap, swap files and KSM at ksmtuned's settings"),
         run: packing::run,
     },
+    Scenario {
+        name: "packing-mixes",
+        paper: ("the same for other guests, beside", "what Linux hosts use most"),
+        run: packing::run_mixes,
+    },
 ];

@@ -48,6 +48,7 @@ scenarios! {
     cold_pages_leave_slowly: "proactive",
     advice_spares_ksmd_most_of_memory: "scan-efficiency",
     guests_are_whole_under_every_baseline: "packing",
+    other_guests_are_whole_too: "packing-mixes",
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! What guests of overcommitted hosts do: most idle, some work, and their memory holds a bit of everything.
+
+use crate::scenario::Plan;
+
+/// What each guest is told it has, and what it fills of that.
+pub const MEMORY_MIB: u64 = 64;
+const FILLED_MIB: u64 = 32;
+
+/// A mix of guests.
+pub struct Mix {
+    /// What it is called.
+    pub name: &'static str,
+    /// How many of ten idle; the others work.
+    idle_of_ten: u64,
+    /// What pages hold, in percent.
+    kinds: &'static str,
+}
+
+/// The one that all are measured by.
+pub const USUAL: Mix = Mix { name: "usual", idle_of_ten: 7, kinds: "zero=15,dup=20,text=45,random=20" };
+
+/// Others, each apart from it in one thing.
+pub const OTHERS: [Mix; 4] = [
+    Mix { name: "all idle", idle_of_ten: 10, ..USUAL },
+    Mix { name: "most work", idle_of_ten: 3, ..USUAL },
+    Mix { name: "incompressible", kinds: "zero=5,dup=5,text=10,random=80", ..USUAL },
+    Mix { name: "alike", kinds: "zero=15,dup=65,text=15,random=5", ..USUAL },
+];
+
+impl Mix {
+    /// The guests, as `cistern density` is told of them. In the short version they end.
+    pub fn programs(&self, plan: &Plan) -> Vec<String> {
+        let fill = format!("fill:{},{},seed={{n}}", plan.size(FILLED_MIB), self.kinds);
+        let half = plan.size(FILLED_MIB / 2);
+        let (idle, active) = if plan.is_short {
+            let idle = format!("{fill};idle:3,touch=1M,every=1;verify");
+            (idle, format!("{fill};walk:{half},secs=2,write=20;verify"))
+        } else {
+            let idle = format!("{fill};repeat:forever,(idle:3600,touch=1M,every=2)");
+            (idle, format!("{fill};repeat:forever,(walk:{half},touches=2000,write=20;idle:0.2)"))
+        };
+        let probes = [(self.idle_of_ten, idle), (10 - self.idle_of_ten, active)];
+        let probes = probes.into_iter().filter(|(weight, _)| *weight > 0);
+        probes.flat_map(|(weight, program)| ["--probe".to_owned(), format!("{weight}:{program}")]).collect()
+    }
+}
