@@ -226,11 +226,9 @@ impl Reclaimer {
     /// Writes compressed pages to the swap file that are worth less than those in guest RAM that would have to go. Returns how
     /// many: few, as whoever waits for room need not wait for a disk where there are other pages to take.
     fn demote(&mut self, view: &View) -> u64 {
-        if !self.can_swap() {
-            return 0;
-        }
         let store = self.paged.homes.compressed.statistics();
-        if store.pages == 0 {
+        let swap = self.paged.homes.swap.as_ref();
+        if store.pages == 0 || !self.can_swap() || !swap.is_some_and(|swap| has_room(swap.statistics())) {
             return 0;
         }
         let tiers = Tiers {
@@ -306,9 +304,8 @@ impl Reclaimer {
 
     /// Pages that found the swap file full are tried again when it has room.
     fn forget_marks(&self, swap: SwapStatistics) {
-        let has_room = swap.held_bytes + (WRITE_PAGES * PAGE_BYTES) as u64 <= swap.limit_bytes;
         let mut progress = self.lock();
-        if has_room && progress.marks_forgotten.elapsed() >= RETRY_AFTER {
+        if has_room(swap) && progress.marks_forgotten.elapsed() >= RETRY_AFTER {
             progress.marks_forgotten = Instant::now();
             self.paged.kernel().marks.clear();
         }
@@ -321,4 +318,9 @@ impl Reclaimer {
     fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file may take what is written together.
+fn has_room(swap: SwapStatistics) -> bool {
+    swap.held_bytes + (WRITE_PAGES * PAGE_BYTES) as u64 <= swap.limit_bytes
 }
