@@ -119,7 +119,9 @@ fn cost_pages(guest: &Guest) -> u64 {
 
 /// Lets it have so many pages more than it has.
 fn give_room(guest: &Guest, pages: u64) {
-    let bytes = guest.pager.usage().charge_bytes + pages * PAGE_SIZE;
+    // What bookkeeping takes is known from now on, and not from the reclaimer's next look at it.
+    guest.pager.paged.homes.count_bookkeeping();
+    let bytes = guest.pager.usage().charge_bytes + pages * PAGE_SIZE + PAGE_SIZE / 2;
     let limits = Limits { grow_to_bytes: Some(bytes), is_firm: true, ..Limits::default() };
     guest.pager.set_limits(limits).unwrap();
 }
