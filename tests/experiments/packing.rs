@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cistern_tests::baseline::host::Host;
+use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::{Reclaimer, Work};
-use cistern_tests::baseline::{Baseline, Swap};
+use cistern_tests::baseline::{Baseline, Compressor, Swap};
 use cistern_tests::chart::Chart;
 use cistern_tests::paged::{MIB, folder_on_disk};
 use cistern_tests::process::{binary, children};
@@ -33,17 +34,23 @@ const IDLE_OF_TEN: u64 = 7;
 const FEW: u64 = 4;
 const FEW_BUDGET_MIB: u64 = 96;
 
+/// In a cgroup our pool has this part less: what is charged there besides and a pool does not count, KVM's own memory and that of
+/// `density` itself.
+const UNCOUNTED_PART: u64 = 16;
+
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 /// What came of a number of guests, or of the search for it.
 struct Packed {
+    /// `None` is ours.
+    baseline: Option<Baseline>,
     guests: u64,
     bad_pages: u64,
     verified_pages: u64,
     /// Of the guest that keeps least.
     worst_goodput: f64,
-    /// By the baseline's own account; `None` for ours, which has a manager.
+    /// By the account of who keeps them within the budget; `None` where that is our own manager alone.
     work: Option<Work>,
     peak_bytes: u64,
     /// What was taken, in MiB, over time, in seconds.
@@ -52,17 +59,15 @@ struct Packed {
 
 /// See the top of this file.
 pub fn run(plan: &Plan) -> Report {
-    let mut report = Report::new(
-        "nobody has published ours; on this host a limit does not make the kernel take memory from guests, so it is \
-         driven from outside: random clusters between the watermarks, whoever grows beyond the budget is stopped",
-    );
-    let ours = pack(plan, None);
+    let reach = Reach::find(folder_on_disk().path()).unwrap_or_else(|error| Reach::Nothing(format!("{error:#}")));
+    let mut report = Report::new(format!("nobody has published ours; {reach}"));
+    let ours = pack(plan, &reach, None);
     let (mut best, mut chart) = (0, Chart::new("MiB of the host that all guests take together"));
-    for baseline in grid(plan) {
-        match pack(plan, Some(baseline)) {
+    for baseline in grid(plan, &reach) {
+        match pack(plan, &reach, Some(baseline)) {
             Ok(packed) => {
                 best = best.max(packed.guests);
-                show(&mut report, plan, &baseline.to_string(), &packed);
+                show(&mut report, plan, &reach, &packed);
                 chart.line(&baseline.to_string(), packed.course);
             }
             Err(error) => report.row(baseline.to_string(), NOT_PUBLISHED, format!("not here: {error:#}")),
@@ -70,7 +75,7 @@ pub fn run(plan: &Plan) -> Report {
     }
     match ours {
         Ok(packed) => {
-            show(&mut report, plan, "ours", &packed);
+            show(&mut report, plan, &reach, &packed);
             chart.line("ours", packed.course);
             if !plan.is_short {
                 let ratio = packed.guests as f64 / best.max(1) as f64;
@@ -83,48 +88,75 @@ pub fn run(plan: &Plan) -> Report {
     report
 }
 
-/// Those that are measured: what fits without overcommit needs none.
-fn grid(plan: &Plan) -> Vec<Baseline> {
+/// Those that are measured: what fits without overcommit needs none. Of the short version one, or one of each kind where the
+/// limit is under test.
+fn grid(plan: &Plan, reach: &Reach) -> Vec<Baseline> {
     let is_wanted = |baseline: &Baseline| match baseline.swap {
         Swap::Nothing => false,
-        Swap::Zram => !(plan.is_short && baseline.merges),
-        _ => !plan.is_short,
+        _ if !plan.is_short => true,
+        Swap::Zram => !baseline.merges || matches!(reach, Reach::Guests(_)),
+        Swap::File | Swap::Zswap { max_pool_percent: 20, compressor: Compressor::Lz4 } => {
+            matches!(reach, Reach::Guests(_))
+        }
+        _ => false,
     };
     Baseline::grid().into_iter().filter(is_wanted).collect()
 }
 
-fn show(report: &mut Report, plan: &Plan, name: &str, packed: &Packed) {
-    let Packed { guests, bad_pages, verified_pages, worst_goodput, work, peak_bytes, .. } = packed;
+fn show(report: &mut Report, plan: &Plan, reach: &Reach, packed: &Packed) {
+    let Packed { baseline, guests, bad_pages, verified_pages, worst_goodput, work, peak_bytes, .. } = packed;
+    let name = baseline.map_or("ours".to_owned(), |baseline| baseline.to_string());
+    let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
     let mut found = format!("{guests} guests, at most {} MiB", peak_bytes / MIB);
     if !plan.is_short {
         found += &format!(", worst goodput {:.0} %", worst_goodput * 100.0);
     }
-    report.row(name, NOT_PUBLISHED, found);
-    let is_paged = work.is_none_or(|work| work.asked_bytes > 0);
-    let holds = *bad_pages == 0 && (!plan.is_short || *verified_pages > 0) && is_paged;
+    if let Reach::Guests(_) = reach {
+        found += &format!(", limit met {limit_hits} times, {} MiB swapped, {killed} killed", paged_out_bytes / MIB);
+    }
+    report.row(&name, NOT_PUBLISHED, found);
+    let is_whole = *bad_pages == 0 && (!plan.is_short || *verified_pages > 0);
     report.claim(
         format!("{name}: no page is bad"),
-        holds,
+        is_whole && (baseline.is_none() || paged_out_bytes > 0),
         format!("{bad_pages} of {verified_pages} that were looked at"),
     );
+    // Whoever looks for the most that fit starts too many.
+    if plan.is_short || baseline.is_none() {
+        report.claim(format!("{name}: no guest is killed"), killed == 0, killed);
+    }
 }
 
 /// As many guests as keep their goodput, or few that fill more than there is.
-fn pack(plan: &Plan, baseline: Option<Baseline>) -> Result<Packed> {
+fn pack(plan: &Plan, reach: &Reach, baseline: Option<Baseline>) -> Result<Packed> {
     let budget_mib = if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB };
     let budget_bytes = budget_mib * plan.scale * MIB;
     let folder = folder_on_disk();
-    let host = baseline.map(|baseline| Host::prepare(baseline, budget_bytes, 4 * budget_bytes, folder.path()));
-    let host = host.transpose()?.map(Arc::new);
+    // Ours drives KSM, too, by itself.
+    let setting = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: true });
+    let mut host = Host::prepare(setting, budget_bytes, 4 * budget_bytes, folder.path())?;
+    let is_limited = matches!(reach, Reach::Guests(_));
+    let uncounted_bytes = if is_limited && baseline.is_none() { budget_bytes / UNCOUNTED_PART } else { 0 };
+    let noted = (budget_bytes - uncounted_bytes).to_string();
     let mut command = Command::new(binary());
-    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB), "--budget", &plan.size(budget_mib)]);
+    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB), "--budget", &noted]);
     command.args(["--guests", &if plan.is_short { FEW.to_string() } else { "max".to_owned() }]);
     command.args(flags(baseline, folder.path())).args(programs(plan)).env("TMPDIR", folder.path());
+    let cgroup = is_limited.then(|| host.cgroup()).transpose()?;
+    if let Some(cgroup) = &cgroup {
+        cgroup.enter(&mut command)?;
+    }
+    let host = Arc::new(host);
+    let limited = cgroup.map(|cgroup| {
+        let kernels = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: false });
+        Reclaimer::limit(kernels, Arc::clone(&host), budget_bytes, cgroup)
+    });
+    let limited = limited.transpose()?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (pid, started, mut course) = (child.id(), Instant::now(), Vec::new());
-    let reclaimer = baseline
-        .zip(host.clone())
-        .map(|(baseline, host)| Reclaimer::start(baseline, host, budget_bytes, move || children(pid)));
+    let advised =
+        || baseline.map(|kernels| Reclaimer::advise(kernels, Arc::clone(&host), budget_bytes, move || children(pid)));
+    let reclaimer = limited.or_else(advised);
     let density = thread::spawn(move || child.wait_with_output());
     while !density.is_finished() {
         let taken_bytes = match &reclaimer {
@@ -136,19 +168,18 @@ fn pack(plan: &Plan, baseline: Option<Baseline>) -> Result<Packed> {
     }
     let output = density.join().expect("it only waits");
     let work = reclaimer.map(Reclaimer::finish).transpose()?;
-    if let Some(host) = host.and_then(Arc::into_inner) {
-        host.restore()?;
-    }
+    Arc::into_inner(host).context("the reclaimer is done with the host")?.restore()?;
     let output = output?;
     let said = String::from_utf8_lossy(&output.stdout);
     let found: Value =
         serde_json::from_str(&said).with_context(|| String::from_utf8_lossy(&output.stderr).trim_end().to_owned())?;
-    packed(&found, work, course).with_context(|| format!("density said {said}"))
+    packed(baseline, &found, work, course).with_context(|| format!("density said {said}"))
 }
 
-fn packed(found: &Value, work: Option<Work>, course: Vec<(f64, f64)>) -> Option<Packed> {
+fn packed(baseline: Option<Baseline>, found: &Value, work: Option<Work>, course: Vec<(f64, f64)>) -> Option<Packed> {
     let number = |name: &str| found[name].as_u64();
     Some(Packed {
+        baseline,
         guests: number("guests")?,
         bad_pages: number("bad_pages")?,
         verified_pages: number("verified_pages")?,
