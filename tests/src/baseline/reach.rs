@@ -24,8 +24,8 @@ const PROGRAM: &str = "probe=\"fill:16M,text=50,random=50;repeat:1000000,(verify
 /// The limit is this part of what the guest has.
 const LIMIT_PART: u64 = 4;
 
-/// So often the guest must come through, and for so long. Those that are killed are after five at most (of 28, 29 November
-/// 2026); with less to fill the limit, or with rests, some live.
+/// So often the guest must come through, and for so long. Those that were killed came through five at most (of 17, 29 November
+/// 2026); with half of their memory left and rests some lived.
 const VERIFIES: usize = 8;
 const TRIAL: Duration = Duration::from_secs(10);
 
