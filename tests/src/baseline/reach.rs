@@ -26,7 +26,7 @@ const LIMIT_PART: u64 = 4;
 
 /// So often the guest must come through, and for so long. Those that were killed came through five at most (of 17, 29 November
 /// 2026); with half of their memory left and rests some lived.
-const VERIFIES: usize = 8;
+const VERIFIES: usize = 6;
 const TRIAL: Duration = Duration::from_secs(10);
 
 /// What a limit does.
