@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cistern_tests::baseline::host::Host;
+use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::{Reclaimer, Work};
-use cistern_tests::baseline::{Baseline, Swap};
+use cistern_tests::baseline::{Baseline, Compressor, Swap};
 use cistern_tests::chart::Chart;
 use cistern_tests::paged::{MIB, folder_on_disk};
 use cistern_tests::process::{binary, children};
@@ -28,6 +29,10 @@ const BUDGET_MIB: u64 = 512;
 const FEW: u64 = 4;
 const FEW_BUDGET_MIB: u64 = 96;
 
+/// In a cgroup our pool has this part less: what is charged there besides and a pool does not count, KVM's own memory and that of
+/// `density` itself.
+const UNCOUNTED_PART: u64 = 16;
+
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_millis(250);
 
@@ -43,18 +48,16 @@ const USED_MOST: [&str; 2] = ["zram", "zswap-20-lzo"];
 /// Packing that reaches less than this of the best other way is said to.
 const BEHIND: f64 = 0.9;
 
-const DIFFERENCE: &str = "nobody has published ours; on this host a limit does not make the kernel take memory from guests, so \
-                          it is driven from outside: random clusters between the watermarks, whoever grows beyond the budget \
-                          is stopped";
-
 /// What came of a number of guests, or of the search for it.
 struct Packed {
+    /// `None` is ours.
+    baseline: Option<Baseline>,
     guests: u64,
     bad_pages: u64,
     verified_pages: u64,
     /// Of the guest that keeps least.
     worst_goodput: f64,
-    /// By the baseline's own account; `None` for ours, which has a manager.
+    /// By the account of who keeps them within the budget; `None` where that is our own manager alone.
     work: Option<Work>,
     peak_bytes: u64,
     /// What was taken, in MiB, over time, in seconds.
@@ -63,94 +66,148 @@ struct Packed {
 
 /// All ways, each once; the best of Linux's and ours as often as it takes for a median.
 pub fn run(plan: &Plan) -> Report {
-    let mut report = Report::new(DIFFERENCE);
-    let mut chart = Chart::new("MiB of the host that all guests take together");
+    let mut bench = Bench::new(plan);
     let mut measured = Vec::new();
-    for way in [None].into_iter().chain(grid(plan).into_iter().map(Some)) {
-        let guests = measure(&mut report, &mut chart, plan, &mix::USUAL, way);
-        measured.extend(guests.map(|guests| (way, vec![guests])));
+    for way in [None].into_iter().chain(bench.grid().into_iter().map(Some)) {
+        measured.extend(bench.measure(&mix::USUAL, way).map(|guests| (way, vec![guests])));
     }
     if !plan.is_short {
-        compare(&mut report, &mut chart, plan, measured);
+        bench.compare(measured);
     }
-    report.drawn(chart.write_to(&plan.out, "packing.svg"));
-    report
+    bench.finish("packing.svg")
 }
 
 /// Other mixes of guests: ours beside what is used most.
 pub fn run_mixes(plan: &Plan) -> Report {
-    let mut report = Report::new(DIFFERENCE);
-    let mut chart = Chart::new("MiB of the host that all guests take together");
-    let others = if plan.is_short { &mix::OTHERS[..1] } else { &mix::OTHERS[..] };
-    for mix in others {
-        let ours = measure(&mut report, &mut chart, plan, mix, None);
-        let ways = if plan.is_short { &USED_MOST[..1] } else { &USED_MOST[..] };
-        let ways = ways.iter().map(|name| name.parse().expect("it is one of the grid"));
-        let best = ways.filter_map(|way| measure(&mut report, &mut chart, plan, mix, Some(way))).max();
+    let mut bench = Bench::new(plan);
+    let (others, ways) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
+    for mix in &mix::OTHERS[..others] {
+        let ours = bench.measure(mix, None);
+        let ways = USED_MOST[..ways].iter().map(|name| name.parse().expect("it is one of the grid"));
+        let best = ways.filter_map(|way| bench.measure(mix, Some(way))).max();
         let (Some(ours), Some(best), false) = (ours, best, plan.is_short) else { continue };
         let ratio = ours as f64 / best.max(1) as f64;
         let behind = if ratio < BEHIND { ": behind" } else { "" };
-        report.row(format!("{}: ours by the better of these", mix.name), NOT_PUBLISHED, format!("{ratio:.2}{behind}"));
+        let name = format!("{}: ours by the better of these", mix.name);
+        bench.report.row(name, NOT_PUBLISHED, format!("{ratio:.2}{behind}"));
     }
-    report.drawn(chart.write_to(&plan.out, "packing-mixes.svg"));
-    report
+    bench.finish("packing-mixes.svg")
 }
 
-/// Measures a way once and reports it. `None` where it cannot be had on this host.
-fn measure(report: &mut Report, chart: &mut Chart, plan: &Plan, mix: &Mix, way: Option<Baseline>) -> Option<u64> {
-    let mut name = name_of(way);
-    if mix.name != mix::USUAL.name {
-        name = format!("{}: {name}", mix.name);
-    }
-    match pack(plan, mix, way) {
-        Ok(packed) => {
-            let guests = packed.guests;
-            show(report, plan, &name, &packed);
-            chart.line(&name, packed.course);
-            Some(guests)
-        }
-        Err(error) if way.is_none() => {
-            report.claim("ours can be measured", false, format!("{error:#}"));
-            None
-        }
-        Err(error) => {
-            report.row(name, NOT_PUBLISHED, format!("not here: {error:#}"));
-            None
-        }
-    }
+/// What is measured with, and what it has come to.
+struct Bench<'a> {
+    plan: &'a Plan,
+    reach: Reach,
+    report: Report,
+    chart: Chart,
 }
 
-/// Measures ours and the best of the others again, and puts the medians beside each other.
-fn compare(report: &mut Report, chart: &mut Chart, plan: &Plan, mut measured: Vec<(Option<Baseline>, Vec<u64>)>) {
-    let once = |way: Option<Baseline>| measured.iter().find(|(other, _)| *other == way).map(|(_, guests)| guests[0]);
-    for swap in Baseline::grid().into_iter().filter(|way| way.merges).map(|way| way.swap) {
-        let [alone, merging] = [false, true].map(|merges| once(Some(Baseline { swap, merges })));
-        if let (Swap::Zswap { .. }, Some(alone), Some(merging)) = (swap, alone, merging) {
-            let name = name_of(Some(Baseline { swap, merges: true }));
-            report.row(
-                format!("{name} by the same without KSM"),
-                NOT_PUBLISHED,
-                format!("{merging} by {alone} guests"),
-            );
+impl<'a> Bench<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        let reach = Reach::find(folder_on_disk().path()).unwrap_or_else(|error| Reach::Nothing(format!("{error:#}")));
+        let report = Report::new(format!("nobody has published ours; {reach}"));
+        Self { plan, reach, report, chart: Chart::new("MiB of the host that all guests take together") }
+    }
+
+    fn finish(mut self, drawing: &str) -> Report {
+        self.report.drawn(self.chart.write_to(&self.plan.out, drawing));
+        self.report
+    }
+
+    /// Those that are measured: what fits without overcommit needs none. Of the short version one, or one of each kind where
+    /// the limit is under test.
+    fn grid(&self) -> Vec<Baseline> {
+        let is_limited = self.is_limited();
+        let is_wanted = |baseline: &Baseline| match baseline.swap {
+            Swap::Nothing => false,
+            _ if !self.plan.is_short => true,
+            Swap::Zram => !baseline.merges || is_limited,
+            Swap::File | Swap::Zswap { max_pool_percent: 20, compressor: Compressor::Lz4 } => is_limited,
+            _ => false,
+        };
+        Baseline::grid().into_iter().filter(is_wanted).collect()
+    }
+
+    fn is_limited(&self) -> bool {
+        matches!(self.reach, Reach::Guests(_))
+    }
+
+    /// Measures a way once and reports it. `None` where it cannot be had on this host.
+    fn measure(&mut self, mix: &Mix, way: Option<Baseline>) -> Option<u64> {
+        let mut name = name_of(way);
+        if mix.name != mix::USUAL.name {
+            name = format!("{}: {name}", mix.name);
+        }
+        match pack(self.plan, &self.reach, mix, way) {
+            Ok(packed) => {
+                let guests = packed.guests;
+                self.show(&name, &packed);
+                self.chart.line(&name, packed.course);
+                Some(guests)
+            }
+            Err(error) if way.is_none() => {
+                self.report.claim("ours can be measured", false, format!("{error:#}"));
+                None
+            }
+            Err(error) => {
+                self.report.row(name, NOT_PUBLISHED, format!("not here: {error:#}"));
+                None
+            }
         }
     }
-    let best = measured.iter().filter(|(way, _)| way.is_some()).max_by_key(|(_, guests)| guests[0]);
-    let Some(&(best, _)) = best else { return };
-    measured.retain(|(way, _)| way.is_none() || *way == best);
-    for _ in 1..TURNS {
-        for (way, guests) in &mut measured {
-            guests.extend(measure(report, chart, plan, &mix::USUAL, *way));
+
+    fn show(&mut self, name: &str, packed: &Packed) {
+        let Packed { baseline, guests, bad_pages, verified_pages, worst_goodput, work, peak_bytes, .. } = packed;
+        let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
+        let mut found = format!("{guests} guests, at most {} MiB", peak_bytes / MIB);
+        if !self.plan.is_short {
+            found += &format!(", worst goodput {:.0} %", worst_goodput * 100.0);
+        }
+        if self.is_limited() {
+            found += &format!(", limit met {limit_hits} times, {} MiB swapped, {killed} killed", paged_out_bytes / MIB);
+        }
+        self.report.row(name, NOT_PUBLISHED, found);
+        let is_whole = *bad_pages == 0 && (!self.plan.is_short || *verified_pages > 0);
+        self.report.claim(
+            format!("{name}: no page is bad"),
+            is_whole && (baseline.is_none() || paged_out_bytes > 0),
+            format!("{bad_pages} of {verified_pages} that were looked at"),
+        );
+        // Whoever looks for the most that fit starts too many.
+        if self.plan.is_short || baseline.is_none() {
+            self.report.claim(format!("{name}: no guest is killed"), killed == 0, killed);
         }
     }
-    let median = |way: Option<Baseline>| {
-        let mut guests = measured.iter().find(|(other, _)| *other == way)?.1.clone();
-        guests.sort_unstable();
-        Some((guests[guests.len() / 2], format!("{guests:?}")))
-    };
-    if let (Some((ours, all_ours)), Some((theirs, all_theirs))) = (median(None), median(best)) {
-        let ratio = ours as f64 / theirs.max(1) as f64;
-        let found = format!("{ratio:.2}: {ours} of {all_ours} by {theirs} of {all_theirs}, {}", name_of(best));
-        report.row("ours by the best of these, medians", NOT_PUBLISHED, found);
+
+    /// Measures ours and the best of the others again, and puts the medians beside each other.
+    fn compare(&mut self, mut measured: Vec<(Option<Baseline>, Vec<u64>)>) {
+        let once =
+            |way: Option<Baseline>| measured.iter().find(|(other, _)| *other == way).map(|(_, guests)| guests[0]);
+        for swap in Baseline::grid().into_iter().filter(|way| way.merges).map(|way| way.swap) {
+            let [alone, merging] = [false, true].map(|merges| once(Some(Baseline { swap, merges })));
+            if let (Swap::Zswap { .. }, Some(alone), Some(merging)) = (swap, alone, merging) {
+                let name = format!("{} by the same without KSM", Baseline { swap, merges: true });
+                self.report.row(name, NOT_PUBLISHED, format!("{merging} by {alone} guests"));
+            }
+        }
+        let best = measured.iter().filter(|(way, _)| way.is_some()).max_by_key(|(_, guests)| guests[0]);
+        let Some(&(best, _)) = best else { return };
+        measured.retain(|(way, _)| way.is_none() || *way == best);
+        for _ in 1..TURNS {
+            for (way, guests) in &mut measured {
+                guests.extend(self.measure(&mix::USUAL, *way));
+            }
+        }
+        let median = |way: Option<Baseline>| {
+            let mut guests = measured.iter().find(|(other, _)| *other == way)?.1.clone();
+            guests.sort_unstable();
+            Some((guests[guests.len() / 2], format!("{guests:?}")))
+        };
+        if let (Some((ours, all_ours)), Some((theirs, all_theirs))) = (median(None), median(best)) {
+            let ratio = ours as f64 / theirs.max(1) as f64;
+            let found = format!("{ratio:.2}: {ours} of {all_ours} by {theirs} of {all_theirs}, {}", name_of(best));
+            self.report.row("ours by the best of these, medians", NOT_PUBLISHED, found);
+        }
     }
 }
 
@@ -158,49 +215,37 @@ fn name_of(way: Option<Baseline>) -> String {
     way.map_or_else(|| "ours".to_owned(), |baseline| baseline.to_string())
 }
 
-/// Those that are measured: what fits without overcommit needs none.
-fn grid(plan: &Plan) -> Vec<Baseline> {
-    let is_wanted = |baseline: &Baseline| match baseline.swap {
-        Swap::Nothing => false,
-        Swap::Zram => !(plan.is_short && baseline.merges),
-        _ => !plan.is_short,
-    };
-    Baseline::grid().into_iter().filter(is_wanted).collect()
-}
-
-fn show(report: &mut Report, plan: &Plan, name: &str, packed: &Packed) {
-    let Packed { guests, bad_pages, verified_pages, worst_goodput, work, peak_bytes, .. } = packed;
-    let mut found = format!("{guests} guests, at most {} MiB", peak_bytes / MIB);
-    if !plan.is_short {
-        found += &format!(", worst goodput {:.0} %", worst_goodput * 100.0);
-    }
-    report.row(name, NOT_PUBLISHED, found);
-    let is_paged = work.is_none_or(|work| work.asked_bytes > 0);
-    let holds = *bad_pages == 0 && (!plan.is_short || *verified_pages > 0) && is_paged;
-    report.claim(
-        format!("{name}: no page is bad"),
-        holds,
-        format!("{bad_pages} of {verified_pages} that were looked at"),
-    );
-}
-
 /// As many guests as keep their goodput, or few that fill more than there is.
-fn pack(plan: &Plan, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
+fn pack(plan: &Plan, reach: &Reach, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
     let budget_mib = if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB };
     let budget_bytes = budget_mib * plan.scale * MIB;
     let folder = folder_on_disk();
-    let host = baseline.map(|baseline| Host::prepare(baseline, budget_bytes, 4 * budget_bytes, folder.path()));
-    let host = host.transpose()?.map(Arc::new);
+    // Ours drives KSM, too, by itself.
+    let setting = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: true });
+    let mut host = Host::prepare(setting, budget_bytes, 4 * budget_bytes, folder.path())?;
+    let is_limited = matches!(reach, Reach::Guests(_));
+    let uncounted_bytes = if is_limited && baseline.is_none() { budget_bytes / UNCOUNTED_PART } else { 0 };
+    let noted = (budget_bytes - uncounted_bytes).to_string();
     let mut command = Command::new(binary());
-    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB), "--budget", &plan.size(budget_mib)]);
+    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB), "--budget", &noted]);
     command.args(["--guests", &if plan.is_short { FEW.to_string() } else { "max".to_owned() }]);
     command.args(flags(baseline, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
+    let cgroup = is_limited.then(|| host.cgroup()).transpose()?;
+    if let Some(cgroup) = &cgroup {
+        cgroup.enter(&mut command)?;
+    }
+    let host = Arc::new(host);
+    let limited = cgroup.map(|cgroup| {
+        let kernels = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: false });
+        Reclaimer::limit(kernels, Arc::clone(&host), budget_bytes, cgroup)
+    });
+    let limited = limited.transpose()?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (pid, started, mut course) = (child.id(), Instant::now(), Vec::new());
-    let reclaimer = baseline
-        .zip(host.clone())
-        .map(|(baseline, host)| Reclaimer::start(baseline, host, budget_bytes, move || children(pid)));
+    let advised =
+        || baseline.map(|kernels| Reclaimer::advise(kernels, Arc::clone(&host), budget_bytes, move || children(pid)));
+    let reclaimer = limited.or_else(advised);
     let density = thread::spawn(move || child.wait_with_output());
     while !density.is_finished() {
         let taken_bytes = match &reclaimer {
@@ -212,19 +257,18 @@ fn pack(plan: &Plan, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
     }
     let output = density.join().expect("it only waits");
     let work = reclaimer.map(Reclaimer::finish).transpose()?;
-    if let Some(host) = host.and_then(Arc::into_inner) {
-        host.restore()?;
-    }
+    Arc::into_inner(host).context("the reclaimer is done with the host")?.restore()?;
     let output = output?;
     let said = String::from_utf8_lossy(&output.stdout);
     let found: Value =
         serde_json::from_str(&said).with_context(|| String::from_utf8_lossy(&output.stderr).trim_end().to_owned())?;
-    packed(&found, work, course).with_context(|| format!("density said {said}"))
+    packed(baseline, &found, work, course).with_context(|| format!("density said {said}"))
 }
 
-fn packed(found: &Value, work: Option<Work>, course: Vec<(f64, f64)>) -> Option<Packed> {
+fn packed(baseline: Option<Baseline>, found: &Value, work: Option<Work>, course: Vec<(f64, f64)>) -> Option<Packed> {
     let number = |name: &str| found[name].as_u64();
     Some(Packed {
+        baseline,
         guests: number("guests")?,
         bad_pages: number("bad_pages")?,
         verified_pages: number("verified_pages")?,

@@ -12,7 +12,7 @@ pub struct Report {
     rows: Vec<[String; 3]>,
     claims: Vec<Claim>,
     charts: Vec<PathBuf>,
-    difference: &'static str,
+    difference: String,
 }
 
 /// What must hold, on a busy machine too: an order or a level, no speed.
@@ -25,8 +25,8 @@ struct Claim {
 
 impl Report {
     /// Empty, with a line on what differs from what was published.
-    pub fn new(difference: &'static str) -> Self {
-        Self { difference, ..Self::default() }
+    pub fn new(difference: impl Into<String>) -> Self {
+        Self { difference: difference.into(), ..Self::default() }
     }
 
     /// Adds a figure: of what, what was published, what came out here.

@@ -106,6 +106,15 @@ impl Lab {
         self
     }
 
+    /// Loads modules of the nested host's kernel, with all they depend on, besides those that it always has.
+    ///
+    /// # Errors
+    /// The kernel has no such module.
+    pub fn with_modules(mut self, names: &[&str]) -> Result<Lab> {
+        self.initramfs.add_modules(&self.kernel.fetch()?, &[&MODULES, names].concat())?;
+        Ok(self)
+    }
+
     /// Adds a program of this machine, with its shared libraries, under `/bin`.
     ///
     /// # Errors

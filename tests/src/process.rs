@@ -30,11 +30,14 @@ pub fn target_folder() -> PathBuf {
 }
 
 /// The `cistern` binary of this build, brought up to date once: Cargo builds binaries only for tests of their own
-/// package.
+/// package. Where there is no cargo, as in the nested host, that is done before.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let folder = profile_folder();
+        if !Path::new(env!("CARGO")).exists() {
+            return folder.join("cistern");
+        }
         let profile = match folder.file_name().and_then(|name| name.to_str()) {
             Some("debug") => "dev",
             Some(profile) => profile,

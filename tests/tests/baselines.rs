@@ -2,17 +2,18 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use cistern_tests::baseline::host::Host;
+use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::Reclaimer;
 use cistern_tests::baseline::{Baseline, Swap};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, folder_on_disk};
-use cistern_tests::process::{LIMIT, Running, probe, wait_until};
+use cistern_tests::process::{LIMIT, Running, cistern, probe, wait_until};
+use serde_json::Value;
 
 const SWAP_BYTES: u64 = 256 * MIB;
 const BUDGET_BYTES: u64 = 64 * MIB;
@@ -36,6 +37,25 @@ fn settings() -> String {
     let value = |file: &str| format!("{file}: {}\n", fs::read_to_string(file).unwrap_or_default());
     let devices = ["zram", "loop"].map(|name| used_devices(name).join(" "));
     files.map(value).concat() + &devices.join("\n")
+}
+
+/// Cgroups that a process has made, in all hierarchies.
+fn cgroups_of(pid: u32) -> Vec<PathBuf> {
+    let name = format!("cistern-tests-{pid}");
+    let mut pending = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut found = Vec::new();
+    while let Some(folder) = pending.pop() {
+        // One that goes away meanwhile holds none.
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        for path in folders.map(|entry| entry.path()) {
+            if path.ends_with(&name) {
+                found.push(path.clone());
+            }
+            pending.push(path);
+        }
+    }
+    found
 }
 
 /// What a baseline may change of KSM, while nobody drives it.
@@ -83,7 +103,7 @@ fn holds_a_guest(baseline: &str) {
         probe().to_str().expect("test paths are plain"),
     ]);
     let pid = guest.pid();
-    let reclaimer = Reclaimer::start(baseline, Arc::clone(&host), BUDGET_BYTES, move || vec![pid]);
+    let reclaimer = Reclaimer::advise(baseline, Arc::clone(&host), BUDGET_BYTES, move || vec![pid]);
     guest.wait_for_phase("fill");
     wait_until("swapping", || swapped_bytes(guest.pid()) >= 16 * MIB);
     // The first may have begun before.
@@ -93,7 +113,7 @@ fn holds_a_guest(baseline: &str) {
     let (swapped, stored) = (swapped_bytes(guest.pid()), host.store_bytes().expect("it says"));
     let work = reclaimer.finish().expect("it went on to the end");
     println!("{baseline}: {} MiB swapped, {} MiB of it in memory, {work:?}", swapped / MIB, stored / MIB);
-    assert!(work.looks > 0 && work.asked_bytes > 0, "{work:?}");
+    assert!(work.looks > 0 && work.paged_out_bytes > 0, "{work:?}");
     // What grows between two looks.
     assert!(work.peak_bytes < BUDGET_BYTES * 3 / 2, "{work:?}");
     match baseline.swap {
@@ -132,10 +152,12 @@ fn the_host_is_put_back_whatever_happens() {
     let is_ready = |line: Result<String, _>| line.is_ok_and(|line| line.ends_with("it is held"));
     assert!(lines.any(is_ready), "it ended");
     assert!(fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.contains("/dev/loop")));
+    let pid = child.id();
+    assert_eq!(cgroups_of(pid).len(), 1);
     child.kill().expect("it lives");
     child.wait().expect("it was killed");
     // Whoever comes next waits for the same.
-    wait_until("restoration", || settings() == before && ksm_settings() == ksm_before);
+    wait_until("restoration", || settings() == before && ksm_settings() == ksm_before && cgroups_of(pid).is_empty());
 }
 
 #[test]
@@ -143,9 +165,27 @@ fn the_host_is_put_back_whatever_happens() {
 fn a_host_that_is_held() {
     let folder = folder_on_disk();
     let baseline = Baseline { swap: Swap::SlowFile, merges: true };
-    let _host = Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can");
+    let mut host = Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can");
+    let cgroup = host.cgroup().expect("this host can");
+    let mut guest = Command::new("sleep");
+    cgroup.enter(&mut guest).expect("it is there");
+    let mut guest = guest.arg(LIMIT.as_secs().to_string()).spawn().expect("sleep");
     println!("it is held");
-    thread::sleep(LIMIT);
+    guest.wait().expect("it is a child");
+}
+
+/// What it does is found out, and no guest is left in it.
+#[test]
+fn a_limit_is_tried_before_it_is_relied_on() {
+    let _turn = turn();
+    let before = settings();
+    let reach = Reach::find(folder_on_disk().path()).expect("this host swaps");
+    println!("{reach}");
+    let host: Value = serde_json::from_str(&cistern(&["host", "--json"]).expect_status(0).stdout).expect("JSON");
+    assert!(cgroups_of(std::process::id()).is_empty());
+    // Without accessed bits there is nothing to reclaim of a guest at work: all of it looks young.
+    assert!(host["kvm"] == "hardware" || matches!(reach, Reach::Nothing(_)), "{reach}");
+    assert_eq!(settings(), before);
 }
 
 #[test]

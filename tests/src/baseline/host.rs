@@ -7,14 +7,15 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use cistern_memory::sharing::ksm::KsmHost;
 use cistern_memory::{Meminfo, PAGE_SIZE};
 
+use super::cgroup::Cgroup;
 use super::keeper::Keeper;
 use super::ksmtuned::Setting;
+use super::shell::{output, quoted, run, text, write};
 use super::{Baseline, Compressor, SLOW_OPERATIONS_PER_SECOND, Swap};
 use crate::ksm::Ksm;
 
@@ -82,20 +83,31 @@ impl Host {
         Ok(())
     }
 
+    /// Makes a memory cgroup for the guests. Before the host is put back whoever is still in it is killed.
+    ///
+    /// # Errors
+    /// There is no memory cgroup, or none may be made.
+    pub fn cgroup(&mut self) -> Result<Cgroup> {
+        Cgroup::make(&mut self.keeper)
+    }
+
     /// Memory that the host holds for what is swapped: zram's and zswap's.
     ///
     /// # Errors
     /// The kernel does not say.
     pub fn store_bytes(&self) -> Result<u64> {
-        let zram_bytes = match &self.zram {
-            Some(name) => {
-                let path = format!("/sys/block/{name}/mm_stat");
-                zram_bytes(&fs::read_to_string(&path).context(path.clone())?).with_context(|| path)?
-            }
-            None => 0,
-        };
         // Zero where there is no zswap (proc_meminfo(5)).
-        Ok(zram_bytes + Meminfo::read().and_then(|meminfo| meminfo.bytes("Zswap")).unwrap_or(0))
+        Ok(self.zram_bytes()? + Meminfo::read().and_then(|meminfo| meminfo.bytes("Zswap")).unwrap_or(0))
+    }
+
+    /// zram's part of that. Nobody's cgroup is charged for it, as for zswap's.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn zram_bytes(&self) -> Result<u64> {
+        let Some(name) = &self.zram else { return Ok(0) };
+        let path = format!("/sys/block/{name}/mm_stat");
+        zram_bytes(&fs::read_to_string(&path).context(path.clone())?).with_context(|| path)
     }
 
     /// Sets how ksmd works.
@@ -156,7 +168,7 @@ impl Host {
 
     fn make_file(&mut self, file: &Path, bytes: u64) -> Result<()> {
         self.keeper.will(&format!("rm -f {}", quoted(file)?))?;
-        run("fallocate", &["--length", &bytes.to_string(), text(file)?])?;
+        run("fallocate", &["-l", &bytes.to_string(), text(file)?])?;
         run("chmod", &["600", text(file)?])
     }
 
@@ -185,7 +197,7 @@ impl Host {
     }
 
     fn swap_to(&mut self, target: &Path) -> Result<()> {
-        run("mkswap", &["--quiet", text(target)?])?;
+        run("mkswap", &[text(target)?])?;
         self.keeper
             .will(&format!("if grep -q ^{target} /proc/swaps; then swapoff {target}; fi", target = quoted(target)?))?;
         run("swapon", &[text(target)?])
@@ -237,37 +249,6 @@ fn blkio_folder() -> Result<PathBuf> {
         .lines()
         .find_map(of_line)
         .context("a slow disk needs the blkio controller of cgroup v1, which is not mounted")
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))
-}
-
-/// A path for the shell. Those with characters that mean something to it are refused.
-fn quoted(path: &Path) -> Result<&str> {
-    let text = text(path)?;
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
-    ensure!(text.chars().all(is_plain), "{text}: only letters, digits and ._- here, please");
-    Ok(text)
-}
-
-fn write(path: &Path, value: &str) -> Result<()> {
-    fs::write(path, value).with_context(|| format!("{}: writing {value}", path.display()))
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    output(program, arguments).map(drop)
-}
-
-fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| program.to_owned())?;
-    ensure!(
-        output.status.success(),
-        "{program} {}: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! How hard ksmd works: what ksmtuned does, the daemon that distributions of virtualization hosts ship (its settings as in Red
 //! Hat's `ksmtuned.conf`), with the pool's budget for the host's memory.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pages that are added to what ksmd scans at a time while memory is short, and taken away while it is not.
 const BOOST_PAGES: i64 = 300;
@@ -15,7 +15,7 @@ const SLEEP_MS: u64 = 10;
 const SLEEP_HOST_BYTES: u64 = 16 << 30;
 
 /// How often it looks. ksmtuned's own default of a minute is for guests that run for days.
-pub const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What ksmd is set to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,28 @@ impl Ksmtuned {
         }
         let sleep_millisecs = (SLEEP_MS * SLEEP_HOST_BYTES / self.total_bytes.max(1)).max(SLEEP_MS);
         Setting { runs, pages_to_scan: self.pages as u64, sleep_millisecs }
+    }
+}
+
+/// The daemon, between two looks.
+pub(super) struct Daemon {
+    ksmtuned: Ksmtuned,
+    next: Instant,
+}
+
+impl Daemon {
+    /// It looks at once.
+    pub fn new(total_bytes: u64) -> Self {
+        Self { ksmtuned: Ksmtuned::new(total_bytes), next: Instant::now() }
+    }
+
+    /// As [`Ksmtuned::look`] when it is time to.
+    pub fn look(&mut self, committed_bytes: u64, free_bytes: u64) -> Option<Setting> {
+        let now = Instant::now();
+        (now >= self.next).then(|| {
+            self.next = now + LOOK_INTERVAL;
+            self.ksmtuned.look(committed_bytes, free_bytes)
+        })
     }
 }
 

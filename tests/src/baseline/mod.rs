@@ -3,10 +3,15 @@
 //! Two more are known and absent, because neither is in Linux: UKSM is a patch that follows the kernel at a distance, and zcache
 //! was taken out of Linux 3.11 in favour of zswap.
 
+mod advice;
+pub mod cgroup;
 pub mod host;
 mod keeper;
 pub mod ksmtuned;
+mod limit;
+pub mod reach;
 pub mod reclaimer;
+mod shell;
 mod threshold;
 
 use std::fmt;

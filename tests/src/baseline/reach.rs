@@ -1,0 +1,108 @@
+//! Whether a cgroup's limit reaches a guest's memory on this host: a guest is filled, a limit of a part of what it has is set, and
+//! what comes of it is looked at. A process of Linux's own would tell nothing, and neither would a guest at rest: a host without
+//! accessed bits for its guests swaps both, and finds nothing to reclaim of a guest at work.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use super::cgroup::{Cgroup, Version};
+use super::host::Host;
+use super::{Baseline, Swap};
+use crate::paged::MIB;
+use crate::process::{Running, binary, probe, wait_until};
+
+const FILLED_BYTES: u64 = 16 * MIB;
+const SWAP_BYTES: u64 = 64 * MIB;
+/// As hard as can be: whatever is reclaimed is wanted back at once.
+const PROGRAM: &str = "probe=\"fill:16M,text=50,random=50;repeat:1000000,(verify)\"";
+
+/// The limit is this part of what the guest has.
+const LIMIT_PART: u64 = 4;
+
+/// So often the guest must come through, and for so long. Those that were killed came through five at most (of 17, 29 November
+/// 2026); with half of their memory left and rests some lived.
+const VERIFIES: usize = 6;
+const TRIAL: Duration = Duration::from_secs(10);
+
+/// What a limit does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// It has guests' memory swapped.
+    Guests(Version),
+    /// Nothing of the kind, and why.
+    Nothing(String),
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guests(version) => write!(
+                formatter,
+                "one memory cgroup ({version}) holds all guests, and its limit, with what zram takes, is the budget"
+            ),
+            Self::Nothing(reason) => write!(
+                formatter,
+                "on this host a limit does not make the kernel take memory from guests ({reason}), so it is driven from \
+                 outside: random clusters between the watermarks, whoever grows beyond the budget is stopped"
+            ),
+        }
+    }
+}
+
+impl Reach {
+    /// Tries it, with swap space in `folder`, which is on a disk.
+    ///
+    /// # Errors
+    /// Not root; the host swaps already; a guest's pages were not what they had been.
+    pub fn find(folder: &Path) -> Result<Self> {
+        let baseline = Baseline { swap: Swap::File, merges: false };
+        let mut host = Host::prepare(baseline, FILLED_BYTES, SWAP_BYTES, folder)?;
+        let reach = match host.cgroup() {
+            Ok(cgroup) => of_limit(&cgroup)?,
+            Err(error) => Self::Nothing(format!("{error:#}")),
+        };
+        host.restore()?;
+        Ok(reach)
+    }
+}
+
+fn of_limit(cgroup: &Cgroup) -> Result<Reach> {
+    let nothing = |reason: &str| Ok(Reach::Nothing(format!("{}: {reason}", cgroup.version())));
+    let mut command = Command::new(binary());
+    command.args(["run", "--memory", "64M", "--cmdline", PROGRAM, "--kernel"]).arg(probe()).stdin(Stdio::null());
+    cgroup.enter(&mut command)?;
+    let mut guest = Running::spawn(command);
+    guest.wait_for_phase("fill");
+    let charged_bytes = cgroup.usage()?.charged_bytes;
+    if charged_bytes < FILLED_BYTES {
+        return nothing("guests' memory is not charged to it");
+    }
+    let limit_bytes = charged_bytes / LIMIT_PART;
+    if !cgroup.set_limit(limit_bytes)? {
+        return nothing("it is refused, as nothing can be reclaimed");
+    }
+    guest.catch_up();
+    let (mut verifies, mut bad) = (0, 0);
+    let start = Instant::now();
+    wait_until("verifies, or the guest's end", || {
+        let reports = guest.new_lines();
+        let reports = reports.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        for verify in reports.filter(|report| report["phase"] == "verify") {
+            verifies += 1;
+            bad += verify["bad"].as_u64().unwrap_or(1);
+        }
+        (verifies >= VERIFIES && start.elapsed() >= TRIAL) || guest.has_ended()
+    });
+    ensure!(bad == 0, "{bad} pages of a guest were bad after it had been swapped");
+    let usage = cgroup.usage()?;
+    match usage.swapped_bytes {
+        _ if guest.has_ended() => nothing("a guest that runs into it is killed"),
+        0 => nothing("nothing is swapped"),
+        _ => Ok(Reach::Guests(cgroup.version())),
+    }
+}
