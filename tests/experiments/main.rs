@@ -6,6 +6,7 @@
 mod active_tracking;
 mod balloon_fidelity;
 mod compression_vs_swap;
+mod idle_linux;
 mod idle_tax;
 mod mix;
 mod packing;

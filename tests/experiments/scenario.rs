@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::report::Report;
 use crate::{
-    active_tracking, balloon_fidelity, compression_vs_swap, idle_tax, packing, proactive, scan_efficiency, shares,
-    tps_scaling, two_tanks, watermarks,
+    active_tracking, balloon_fidelity, compression_vs_swap, idle_linux, idle_tax, packing, proactive, scan_efficiency,
+    shares, tps_scaling, two_tanks, watermarks,
 };
 
 /// How a scenario is run.
@@ -65,6 +65,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "scan-efficiency",
         paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
         run: scan_efficiency::run,
+    },
+    Scenario {
+        name: "idle-linux",
+        paper: ("what an idle guest costs:", "the specification of Firecracker, and what it leaves out"),
+        run: idle_linux::run,
     },
     Scenario {
         name: "packing",

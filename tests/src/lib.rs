@@ -17,6 +17,7 @@ pub mod ksm;
 pub mod ksmd;
 pub mod lab;
 pub mod leftovers;
+pub mod memory_group;
 pub mod merge_race;
 pub mod namespace;
 pub mod paged;

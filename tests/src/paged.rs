@@ -1,4 +1,4 @@
-//! The probe in a VM with a pager, and what is counted there.
+//! A guest in a VM with a pager, and what is counted there.
 
 use std::fs;
 use std::io::Write;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::control::ask;
+use crate::guests::Guest;
 use crate::process::{Finished, LIMIT, Running, binary, probe, target_folder};
 
 /// Bytes of a MiB.
@@ -24,7 +25,7 @@ pub fn folder_on_disk() -> TempDir {
     tempfile::tempdir_in(folder).expect("a folder")
 }
 
-/// A probe at work, with two virtual CPUs unless its arguments say otherwise.
+/// A guest at work, with two virtual CPUs unless its arguments say otherwise.
 pub struct PagedVm {
     /// The process.
     pub running: Running,
@@ -34,10 +35,23 @@ pub struct PagedVm {
 impl PagedVm {
     /// Runs a probe's program with 128 MiB. In `arguments`, `SWAP` stands for a folder on a disk.
     pub fn start(program: &str, arguments: &[&str]) -> Self {
+        let cmdline = format!("probe=\"{program}\"");
+        Self::boot(Command::new(binary()), probe(), &[&["--cmdline", &cmdline], arguments].concat())
+    }
+
+    /// The test's Linux, which runs these words of its shell; `launcher` becomes `cistern`.
+    pub fn start_linux(launcher: Command, words: &str, arguments: &[&str]) -> Self {
+        let kernel = Guest::Vmlinux.build().expect("the kernel");
+        let initrd = Guest::Initramfs.build().expect("the initramfs");
+        let initrd = initrd.to_str().expect("test paths are plain");
+        let cmdline = format!("init.run=\"{words}\"");
+        Self::boot(launcher, &kernel, &[&["--initrd", initrd, "--cmdline", &cmdline], arguments].concat())
+    }
+
+    fn boot(mut command: Command, kernel: &Path, arguments: &[&str]) -> Self {
         let folder = folder_on_disk();
         fs::create_dir(folder.path().join("swap")).expect("a folder");
-        let mut command = Command::new(binary());
-        command.args(["run", "--cmdline", &format!("probe=\"{program}\""), "--kernel"]).arg(probe());
+        command.args(["run", "--kernel"]).arg(kernel);
         for (flag, default) in [("--memory", "128M"), ("--cpus", "2")] {
             if !arguments.contains(&flag) {
                 command.args([flag, default]);

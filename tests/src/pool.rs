@@ -1,8 +1,8 @@
 //! A pool of probes, looked at from outside: what its members cost is read from the kernel, what they are granted and why
 //! from the ledger.
 
-use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::ksm::DrivenPool;
 use crate::paged::{PagedVm, counter, folder_on_disk};
 use crate::process::{Finished, LIMIT};
-use crate::watch::pss_bytes;
+use crate::watch::{page_tables_bytes, pss_bytes};
 
 /// How often a pool is looked at.
 pub const INTERVAL: Duration = Duration::from_millis(200);
@@ -70,12 +70,23 @@ impl TestPool {
 
     /// Starts a member with this program, named `vm` and its number.
     pub fn start(&mut self, program: &str, arguments: &[&str]) {
+        let vm = PagedVm::start(program, &strs(&self.arguments(arguments)));
+        self.vms.push(vm);
+    }
+
+    /// Starts a member that is the test's Linux, as [`PagedVm::start_linux`] does.
+    pub fn start_linux(&mut self, launcher: Command, words: &str, arguments: &[&str]) {
+        let vm = PagedVm::start_linux(launcher, words, &strs(&self.arguments(arguments)));
+        self.vms.push(vm);
+    }
+
+    /// Those of the next member.
+    fn arguments(&self, of_its_own: &[&str]) -> Vec<String> {
         let name = format!("vm{}", self.vms.len());
         let folder = self.folder.path().to_str().expect("test paths are plain");
+        let place = ["--pool", folder, "--name", &name];
         let flags = self.flags.iter().map(String::as_str);
-        let arguments: Vec<&str> =
-            ["--pool", folder, "--name", &name].into_iter().chain(flags).chain(arguments.iter().copied()).collect();
-        self.vms.push(PagedVm::start(program, &arguments));
+        place.into_iter().chain(flags).chain(of_its_own.iter().copied()).map(str::to_owned).collect()
     }
 
     /// The ledger.
@@ -138,11 +149,13 @@ impl TestPool {
     }
 }
 
+fn strs(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect()
+}
+
 /// What a process costs; `None` when it is gone.
 fn cost_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let tables = status.lines().find_map(|line| line.strip_prefix("VmPTE:"))?.trim().strip_suffix(" kB")?;
-    Some(pss_bytes(pid)? + tables.parse::<u64>().ok()? * 1024)
+    Some(pss_bytes(pid)? + page_tables_bytes(pid)?)
 }
 
 /// What the allocator grants each member by what they say of themselves.

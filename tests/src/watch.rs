@@ -113,11 +113,23 @@ impl Drop for Still {
 /// and what of it is reckoned to this process changes as other tests start the same.
 pub fn pss_bytes(pid: u32) -> Option<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let kib = |field| {
-        let line = rollup.lines().find_map(|line| line.strip_prefix(field))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
-    };
-    Some((kib("Pss_Anon:")? + kib("Pss_Shmem:")?) * 1024)
+    Some(field_bytes(&rollup, "Pss_Anon:")? + field_bytes(&rollup, "Pss_Shmem:")?)
+}
+
+/// The same with the files it maps, its part of those that others map too.
+pub fn pss_with_files_bytes(pid: u32) -> Option<u64> {
+    field_bytes(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
+}
+
+/// A process's page tables; `None` when it is gone.
+pub fn page_tables_bytes(pid: u32) -> Option<u64> {
+    field_bytes(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmPTE:")
+}
+
+/// The number of a field like `Pss:   12 kB`, by the name with its colon.
+fn field_bytes(text: &str, name: &str) -> Option<u64> {
+    let number = text.lines().find_map(|line| line.strip_prefix(name))?.trim().strip_suffix(" kB")?;
+    Some(number.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Pages of a file in the page cache, as a mapping of it tells.

@@ -47,6 +47,7 @@ scenarios! {
     a_ballooned_guest_works_like_a_small_one: "balloon-fidelity",
     cold_pages_leave_slowly: "proactive",
     advice_spares_ksmd_most_of_memory: "scan-efficiency",
+    idle_linux_guests_are_small_and_answer: "idle-linux",
     guests_are_whole_under_every_baseline: "packing",
     other_guests_are_whole_too: "packing-mixes",
 }

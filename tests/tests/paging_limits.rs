@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use cistern_tests::paged::{MIB, PagedVm, counter, expect_homes, files_open_in, folder_on_disk, without_histograms};
 use cistern_tests::process::{LIMIT, cistern, probe};
-use cistern_tests::smaps::Footprint;
+use cistern_tests::smaps::{Footprint, thread_heaps};
 use cistern_tests::watch::{Watch, pss_bytes};
 
 /// Churns for as long as it runs.
@@ -40,6 +40,14 @@ fn the_limit_is_kept_to_as_seen_from_outside() {
         expect_homes(&memory, &["zero", "duplicate", "compressed", "swapped"]);
         vm.stop();
     }
+}
+
+#[test]
+fn its_threads_share_a_heap() {
+    let mut vm = PagedVm::start(ENDLESS, &["--resident", "16M", "--swap", "SWAP"]);
+    vm.wait_for_memory("threads at work", |memory| counter(memory, "refaults.swapped.pages") > 100);
+    assert_eq!(thread_heaps(vm.running.pid()), 0, "each has one of its own, or several have");
+    vm.stop();
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod device_set;
 pub mod firmware;
 pub mod guests;
+pub mod heap;
 pub mod host;
 pub mod layout;
 pub mod limits;

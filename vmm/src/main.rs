@@ -21,6 +21,7 @@ use anyhow::{Context, anyhow};
 use cistern::api::ControlSocket;
 use cistern::config::{ConsoleTarget, MachineConfig};
 use cistern::guests;
+use cistern::heap;
 use cistern::host::{Host, Virtualization, host_memory_bytes};
 use cistern::limits;
 use cistern::machine::{Machine, MachineError};
@@ -110,6 +111,7 @@ fn warn_of_stopped_ksm(config: &MachineConfig) {
 }
 
 fn run_machine(run: Run) -> anyhow::Result<u8> {
+    heap::keep_small();
     let timeline = Arc::new(Timeline::default());
     timeline.mark("start");
     let options = match &run.config {

@@ -48,7 +48,7 @@ pub(super) struct Workbench {
     compressor: Compressor,
     pub decompressor: Decompressor,
     page: Box<AlignedPage>,
-    /// Room for pages that are written back, kept so that it is not allocated each time.
+    /// Room for pages that are written back, kept so that it is not allocated each time while there is work.
     old: Vec<AlignedPage>,
 }
 
@@ -60,6 +60,11 @@ impl Workbench {
             page: Box::default(),
             old: Vec::new(),
         })
+    }
+
+    /// Gives room up that is needed for work only.
+    pub fn rest(&mut self) {
+        self.old = Vec::new();
     }
 }
 
@@ -271,6 +276,8 @@ impl Homes {
     /// [`Homes::write_back`]. Blocks that are gone meanwhile are left out.
     pub fn take_old(&self, blocks: &[OldBlock], bench: &mut Workbench) -> OldPages {
         let mut old = OldPages { pages: std::mem::take(&mut bench.old), contents: Vec::with_capacity(blocks.len()) };
+        // At once: grown bit by bit it would leave holes of half its size in the heap.
+        old.pages.reserve_exact(blocks.len().saturating_sub(old.pages.len()));
         for block in blocks {
             let next = old.contents.len();
             if next == old.pages.len() {

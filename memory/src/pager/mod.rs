@@ -80,6 +80,7 @@ use handler::Handler;
 use hands::Hands;
 use homes::{Homes, Swap, Workbench};
 use paged::{Kernel, Paged};
+use plan::store_part_bytes;
 use reclaimer::{Progress, Reclaimer};
 use signal::Kick;
 use store::Storer;
@@ -194,8 +195,8 @@ impl Pager {
     }
 
     /// Limits what resident and stored pages may cost the host, and arms the VM; without any limit it is opened again when
-    /// no page is out. Where pages leave and there is a swap file, the compressed store takes at most three quarters of what
-    /// the VM may cost: what is left is for pages in use.
+    /// no page is out. Where pages leave and there is a swap file, the compressed store takes a part of what the VM may cost
+    /// (`plan`).
     ///
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed; the limits are unchanged then.
@@ -211,7 +212,7 @@ impl Pager {
             paged.may_open.store(true, Ordering::Relaxed);
         }
         let store_limit_bytes = match limits.grow_to_bytes {
-            Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(bytes / 4 * 3),
+            Some(bytes) if paged.homes.swap.is_some() => paged.config.store_limit_bytes.min(store_part_bytes(bytes)),
             _ => paged.config.store_limit_bytes,
         };
         paged.homes.compressed.set_limit_bytes(store_limit_bytes);

@@ -8,6 +8,16 @@ const SLACK_PAGES: std::ops::RangeInclusive<u64> = 64..=2048;
 /// One page in so many is kept aside.
 const RESERVE_PART: u64 = 16;
 
+/// What compressed pages leave to pages in use, at the least. A Linux guest that idles touches a MiB in a minute (docs/density.md):
+/// with less room than that it would bring pages back all the time, and have none when it wakes.
+const LEAST_IN_USE_BYTES: u64 = 2 << 20;
+
+/// The most that compressed pages take of what a VM may cost, where they can go on to a swap file: three quarters. What is left
+/// is for pages in use.
+pub(super) fn store_part_bytes(most_bytes: u64) -> u64 {
+    (most_bytes / 4 * 3).min(most_bytes.saturating_sub(LEAST_IN_USE_BYTES))
+}
+
 /// What a decision is made from. Sizes in bytes or pages as named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct View {
@@ -103,6 +113,12 @@ mod tests {
         assert_eq!(roomy.plan().store_pages, 512);
         assert_eq!(View { grow_to_bytes: None, ..roomy }.plan(), roomy.plan());
         assert!(View { charge_bytes: 128 * MIB, ..roomy }.plan().is_idle());
+    }
+
+    #[test]
+    fn compressed_pages_leave_room_to_those_in_use() {
+        assert_eq!(store_part_bytes(100 * MIB), 75 * MIB);
+        assert_eq!([8, 4, 2, 1].map(|mib| store_part_bytes(mib * MIB)), [6 * MIB, 2 * MIB, 0, 0]);
     }
 
     #[test]

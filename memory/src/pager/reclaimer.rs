@@ -96,6 +96,7 @@ impl Reclaimer {
             if let Some(pause) = self.share.pause() {
                 self.paged.reclaim_pause(pause);
             } else if !worked {
+                self.bench.rest();
                 // An open VM wakes nobody. In an armed one pages grow cold, and come home.
                 let is_armed = self.paged.table.is_armed();
                 self.paged.reclaim.wait(&mut seen, is_armed.then_some(HOUSEKEEPING));

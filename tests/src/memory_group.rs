@@ -1,0 +1,130 @@
+//! A memory cgroup of a process's own: the kernel counts there what it holds for this process and for nobody else (kernel
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst). Nothing is limited.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Where the controller is by its versions.
+const VERSION_1: &str = "/sys/fs/cgroup/memory";
+const VERSION_2: &str = "/sys/fs/cgroup";
+
+/// What version 1 counts of the kernel's own memory.
+const KERNEL_FILE: &str = "memory.kmem.usage_in_bytes";
+
+/// A process that has ended is in its group a moment longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Removed when dropped, which is after the process has ended.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    folder: PathBuf,
+}
+
+/// What the processes of a group are charged for, in bytes; files that the kernel caches are left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Charged {
+    /// Memory of the processes' own, guest memory included.
+    pub anonymous_bytes: u64,
+    /// Memory of the kernel for them: page tables, KVM's structures, stacks.
+    pub kernel_bytes: u64,
+}
+
+impl Charged {
+    /// All of it.
+    pub fn bytes(self) -> u64 {
+        self.anonymous_bytes + self.kernel_bytes
+    }
+
+    fn parse(stat: &str, kernel_file: Option<&str>) -> Option<Self> {
+        let field = |name| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+            line.trim().parse::<u64>().ok()
+        };
+        match kernel_file {
+            Some(text) => Some(Self { anonymous_bytes: field("rss")?, kernel_bytes: text.trim().parse().ok()? }),
+            None => Some(Self { anonymous_bytes: field("anon")?, kernel_bytes: field("kernel")? }),
+        }
+    }
+}
+
+impl MemoryGroup {
+    /// A new one; `None` where there is no memory controller, or this user may make no groups.
+    pub fn new(name: &str) -> Option<Self> {
+        let root = if Path::new(VERSION_1).join(KERNEL_FILE).exists() {
+            VERSION_1
+        } else {
+            let handed_down = fs::read_to_string(Path::new(VERSION_2).join("cgroup.subtree_control")).ok()?;
+            handed_down.split_whitespace().any(|controller| controller == "memory").then_some(VERSION_2)?
+        };
+        let folder = Path::new(root).join(format!("cistern-{}-{name}", std::process::id()));
+        fs::create_dir(&folder).ok()?;
+        Some(Self { folder })
+    }
+
+    /// A command that becomes this program, in the group.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(self.folder.join("cgroup.procs")).arg(program);
+        command
+    }
+
+    /// What is charged now; `None` where the kernel does not tell all of it.
+    pub fn charged(&self) -> Option<Charged> {
+        let stat = fs::read_to_string(self.folder.join("memory.stat")).ok()?;
+        Charged::parse(&stat, fs::read_to_string(self.folder.join(KERNEL_FILE)).ok().as_deref())
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        let started = Instant::now();
+        while let Err(error) = fs::remove_dir(&self.folder) {
+            if started.elapsed() > PATIENCE {
+                eprintln!("{} is left behind: {error}", self.folder.display());
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+
+    #[test]
+    fn both_versions_are_read() {
+        let expected = Charged { anonymous_bytes: 8192, kernel_bytes: 4096 };
+        let version_1 = "cache 1\nrss 8192\nrss_huge 0\ntotal_rss 3\n";
+        assert_eq!(Charged::parse(version_1, Some("4096\n")), Some(expected));
+        let version_2 = "anon 8192\nfile 1\nkernel 4096\nkernel_stack 2\nanon_thp 0\n";
+        assert_eq!(Charged::parse(version_2, None), Some(expected));
+        assert_eq!(Charged::parse("anon 8192\nkernel_stack 2\n", None), None, "a kernel before 5.18");
+    }
+
+    #[test]
+    fn a_process_is_charged_in_its_group_which_goes_with_it() {
+        let Some(group) = MemoryGroup::new("test") else {
+            println!("there is no memory controller");
+            return;
+        };
+        let folder = group.folder.clone();
+        let mut command = group.command(Path::new("cat"));
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat starts");
+        let started = Instant::now();
+        // It is a shell outside of the group at first.
+        while !group.charged().is_some_and(|charged| charged.anonymous_bytes > 0 && charged.kernel_bytes > 0) {
+            assert!(started.elapsed() < crate::process::LIMIT, "{:?}", group.charged());
+            thread::sleep(Duration::from_millis(10));
+        }
+        process.kill().expect("it runs");
+        process.wait().expect("it ends");
+        drop(group);
+        assert!(!folder.exists());
+    }
+}
