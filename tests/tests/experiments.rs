@@ -48,6 +48,9 @@ scenarios! {
     cold_pages_leave_slowly: "proactive",
     advice_spares_ksmd_most_of_memory: "scan-efficiency",
     guests_are_whole_under_every_baseline: "packing",
+    a_cache_is_whole_where_memory_is_short: "memcached",
+    a_network_is_whole_where_memory_is_short: "network",
+    a_disk_is_whole_where_memory_is_short: "file-io",
 }
 
 #[test]

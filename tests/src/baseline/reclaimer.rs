@@ -19,6 +19,7 @@ use super::Baseline;
 use super::host::Host;
 use super::ksmtuned::{self, Ksmtuned};
 use super::threshold::Threshold;
+use crate::cpu_time;
 use crate::guest_memory;
 use crate::samples::private_bytes;
 
@@ -59,7 +60,7 @@ impl Reclaimer {
     ) -> Self {
         let (stop, taken_bytes) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopped, taken) = (Arc::clone(&stop), Arc::clone(&taken_bytes));
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().name(cpu_time::RECLAIMER.to_owned()).spawn(move || {
             let mut guests = Guests { known: Vec::new(), random: Random(1) };
             let (mut work, mut threshold) = (Work::default(), Threshold::default());
             let mut ksmtuned = baseline.merges.then(|| (Ksmtuned::new(budget_bytes), Instant::now()));
@@ -87,6 +88,7 @@ impl Reclaimer {
             }
             Ok(work)
         });
+        let thread = thread.expect("a thread");
         Self { stop, taken_bytes, thread: Some(thread) }
     }
 
