@@ -12,8 +12,8 @@ use crate::stage::{Disk, Setup, Sizes, Stage};
 use crate::way::Way;
 use crate::workload::{Figure, Outcome, compare};
 
-/// A block, in KiB.
-const BLOCK_KIB: f64 = 64.0;
+/// What is read or written at once.
+const BLOCK_BYTES: u64 = 64 << 10;
 
 /// See the top of this file.
 pub fn run(plan: &Plan) -> Report {
@@ -41,7 +41,7 @@ pub fn run(plan: &Plan) -> Report {
         "a program of our own in place of fio, which brings hundreds of MiB of libraries; three of four blocks are read, the others \
          written anew, at random",
         plan,
-        |way| work(plan, way, &setup),
+        |way| work(plan, way, &setup, disk_mib * plan.scale * MIB / BLOCK_BYTES),
     )
 }
 
@@ -64,11 +64,11 @@ impl Pass {
     }
 
     fn mib_per_second(&self) -> f64 {
-        self.blocks as f64 * BLOCK_KIB / 1.024 / self.ms.max(1) as f64
+        (self.blocks * BLOCK_BYTES) as f64 / MIB as f64 * 1000.0 / self.ms.max(1) as f64
     }
 }
 
-fn work(plan: &Plan, way: Way, setup: &Setup) -> Result<Outcome> {
+fn work(plan: &Plan, way: Way, setup: &Setup, disk_blocks: u64) -> Result<Outcome> {
     let mut stage = Stage::open(plan, way, setup)?;
     stage.guest.wait_for("what it holds", |line| line.starts_with("hold: ready"));
     stage.press();
@@ -89,11 +89,14 @@ fn work(plan: &Plan, way: Way, setup: &Setup) -> Result<Outcome> {
         }
         passes.extend(Pass::from_line(&line));
     }
+    let ended = stage.seconds();
     let course = stage.close()?;
     let is_held = course.console.contains("hold: ") && !course.console.contains("hold: BAD");
     let figure = |name, value| Figure { name, value };
     let ms = |microseconds: u64| microseconds as f64 / 1000.0;
     let [direct, cached] = passes[..] else { bail!("{} passes of 2", passes.len()) };
+    // Each pass also writes the whole disk once, and reads it once.
+    let all_blocks = direct.blocks + cached.blocks + 4 * disk_blocks;
     Ok(Outcome {
         figures: vec![
             figure("past the cache, MiB/s", direct.mib_per_second()),
@@ -102,6 +105,7 @@ fn work(plan: &Plan, way: Way, setup: &Setup) -> Result<Outcome> {
             figure("through the cache, MiB/s", cached.mib_per_second()),
             figure("through the cache, p50 of a read, ms", ms(cached.p50_us)),
             figure("through the cache, p99 of a read, ms", ms(cached.p99_us)),
+            figure("blocks for a second of CPU time", all_blocks as f64 / course.cpu(0.0..ended).as_secs_f64()),
         ],
         compared: (
             format!("{} blocks, each of the disk once more, what it holds", direct.blocks + cached.blocks),

@@ -91,6 +91,7 @@ fn serve(plan: &Plan, way: Way, setup: &Setup, load: Load, duration: Duration) -
     stage.press();
     let begun = stage.seconds();
     let served = generator.run(duration, 40).context("memcached at work")?;
+    let ended = stage.seconds();
     let missing = generator.verify().context("looking at all of memcached")?;
     let course = stage.close()?;
     let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
@@ -99,6 +100,7 @@ fn serve(plan: &Plan, way: Way, setup: &Setup, load: Load, duration: Duration) -
         figures: vec![
             figure("gets a second", served.gets_per_second()),
             figure("sets a second", served.sets_per_second()),
+            figure("gets for a second of CPU time", served.got as f64 / course.cpu(begun..ended).as_secs_f64()),
             figure("p50 of a request for 8 keys, ms", ms(served.gets.percentile(50))),
             figure("p99 of a request for 8 keys, ms", ms(served.gets.percentile(99))),
         ],

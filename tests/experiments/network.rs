@@ -46,6 +46,7 @@ fn transfer(plan: &Plan, way: Way, setup: &Setup, bytes: u64, duration: Duration
     let stream = stage.connect(PORT)?;
     let begun = stage.seconds();
     let answers = tcp::request(stream, duration, 20).context("requests")?;
+    let ended = stage.seconds();
     let course = stage.close()?;
     let is_held = course.console.contains("hold: ") && !course.console.contains("hold: BAD");
     let wrong = [sent.is_right, received.is_right, is_held].into_iter().filter(|is_right| !is_right).count();
@@ -56,6 +57,10 @@ fn transfer(plan: &Plan, way: Way, setup: &Setup, bytes: u64, duration: Duration
             figure("to the guest, MiB/s", sent.mib_per_second()),
             figure("from the guest, MiB/s", received.mib_per_second()),
             figure("requests a second", answers.per_second()),
+            figure(
+                "requests for a second of CPU time",
+                answers.count() as f64 / course.cpu(begun..ended).as_secs_f64(),
+            ),
             figure("p50 of an answer, ms", ms(50)),
             figure("p99 of an answer, ms", ms(99)),
         ],

@@ -121,6 +121,14 @@ impl Course {
         self.host.iter().map(|look| look.taken_bytes).max().unwrap_or(0)
     }
 
+    /// CPU time of the host between two moments under load, in seconds from its beginning, as far as looks tell.
+    pub fn cpu(&self, moments: Range<f64>) -> Duration {
+        let at =
+            |moment: f64| self.host.iter().find(|look| look.seconds - self.load.start >= moment).or(self.host.last());
+        let cpu = |moment| at(moment).map_or(Duration::ZERO, |look| look.cpu);
+        cpu(moments.end).saturating_sub(cpu(moments.start))
+    }
+
     /// A quantity of the host under load, over time.
     pub fn level(&self, quantity: impl Fn(&Look) -> f64) -> Vec<(f64, f64)> {
         self.under_load(self.host.iter().map(|look| (look.seconds, quantity(look))).collect())
@@ -167,14 +175,18 @@ fn swapped_bytes(memory: &Value) -> Option<u64> {
     Some(swap["written_bytes"].as_u64()? + swap["read_bytes"].as_u64()?)
 }
 
-/// Pages in and out of swap since the host started (kernel mm/vmstat.c: pswpin, pswpout).
+/// Pages in and out of swap since the host started, zswap's too, which the kernel counts apart (kernel mm/vmstat.c).
 fn swapped_by_kernel_bytes() -> u64 {
-    let counts = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    swapped_pages(&fs::read_to_string("/proc/vmstat").unwrap_or_default()) * PAGE_SIZE
+}
+
+fn swapped_pages(vmstat: &str) -> u64 {
+    let is_wanted = |name: &&str| ["pswpin", "pswpout", "zswpin", "zswpout"].contains(name);
     let pages = |line: &str| {
-        let number = line.strip_prefix("pswpin ").or_else(|| line.strip_prefix("pswpout "))?;
-        number.parse::<u64>().ok()
+        let (name, number) = line.split_once(' ')?;
+        number.parse::<u64>().ok().filter(|_| is_wanted(&name))
     };
-    counts.lines().filter_map(pages).sum::<u64>() * PAGE_SIZE
+    vmstat.lines().filter_map(pages).sum()
 }
 
 #[cfg(test)]
@@ -188,11 +200,25 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_zswap_are_swapped_too() {
+        assert_eq!(swapped_pages("pgpgin 9\npswpin 1\npswpout 20\nzswpin 300\nzswpout 4000\nzswpwb 9\n"), 4321);
+    }
+
+    #[test]
     fn what_was_before_and_after_the_load_is_left_out() {
         let look = |seconds| Look { seconds, taken_bytes: seconds as u64, ..Look::default() };
         let course = Course { host: [1.0, 4.0, 6.0, 9.0].map(look).into(), load: 3.0..9.0, ..Course::default() };
         assert_eq!(course.level(|look| look.taken_bytes as f64), [(1.0, 4.0), (3.0, 6.0)]);
         assert_eq!(course.rate(|look| look.taken_bytes as f64), [(3.0, 1.0)]);
         assert_eq!(course.peak_bytes(), 9);
+    }
+
+    #[test]
+    fn cpu_time_between_two_moments() {
+        let look = |seconds: f64| Look { seconds, cpu: Duration::from_secs_f64(seconds * 2.0), ..Look::default() };
+        let course = Course { host: [1.0, 4.0, 6.0, 9.0].map(look).into(), load: 3.0..9.0, ..Course::default() };
+        assert_eq!(course.cpu(1.0..3.0), Duration::from_secs(4));
+        assert_eq!(course.cpu(0.0..100.0), Duration::from_secs(10));
+        assert_eq!(Course::default().cpu(0.0..1.0), Duration::ZERO);
     }
 }
