@@ -88,6 +88,9 @@ pub fn compare(
             format!("{:.0} MiB where they get it, budget {} MiB", mib(peak_bytes), budget_mib * plan.scale),
         );
     }
+    if good().next().is_none() {
+        return report;
+    }
     let mut chart = Chart::new(rate);
     good().for_each(|(way, outcome)| chart.line(&way.to_string(), outcome.rate.clone()));
     report.drawn(chart.write_to(&plan.out, &format!("{name}-rate.svg")));
