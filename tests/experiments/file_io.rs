@@ -21,7 +21,7 @@ pub fn run(plan: &Plan) -> Report {
     let (sizes, held_mib, disk_mib, seconds) = if plan.is_short {
         (Sizes { memory_mib: 40, others: 1, other_mib: 64, other_filled_mib: 48, budget_mib: 56 }, 2, 1, 1)
     } else {
-        (Sizes { memory_mib: 40, others: 3, other_mib: 64, other_filled_mib: 48, budget_mib: 112 }, 10, 12, 15)
+        (Sizes { memory_mib: 40, others: 3, other_mib: 64, other_filled_mib: 48, budget_mib: 112 }, 6, 8, 10)
     };
     let (held, disk) = (plan.size(held_mib), plan.size(disk_mib));
     // It begins when it is told to: once memory is short.
