@@ -6,19 +6,26 @@
 mod active_tracking;
 mod balloon_fidelity;
 mod compression_vs_swap;
+mod file_io;
 mod idle_linux;
 mod idle_tax;
+mod memcached;
 mod mix;
+mod network;
+mod observer;
 mod packing;
 mod proactive;
 mod report;
 mod scan_efficiency;
 mod scenario;
 mod shares;
+mod stage;
 mod tps_scaling;
 mod two_tanks;
 mod walks;
 mod watermarks;
+mod way;
+mod workload;
 
 use std::fs;
 use std::path::PathBuf;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::report::Report;
 use crate::{
-    active_tracking, balloon_fidelity, compression_vs_swap, idle_linux, idle_tax, packing, proactive, scan_efficiency,
-    shares, tps_scaling, two_tanks, watermarks,
+    active_tracking, balloon_fidelity, compression_vs_swap, file_io, idle_linux, idle_tax, memcached, network, packing,
+    proactive, scan_efficiency, shares, tps_scaling, two_tanks, watermarks,
 };
 
 /// How a scenario is run.
@@ -80,5 +80,23 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "packing-mixes",
         paper: ("the same for other guests, beside", "what Linux hosts use most"),
         run: packing::run_mixes,
+    },
+    Scenario {
+        name: "memcached",
+        paper: (
+            "a cache in a Linux guest where memory is short:",
+            "gets and sets a second, beside zram, zswap and swap files",
+        ),
+        run: memcached::run,
+    },
+    Scenario {
+        name: "network",
+        paper: ("TCP of a Linux guest where memory is short:", "throughput and answers, beside the same"),
+        run: network::run,
+    },
+    Scenario {
+        name: "file-io",
+        paper: ("the disk of a Linux guest that is nearly full", "where memory is short, beside the same"),
+        run: file_io::run,
     },
 ];

@@ -34,36 +34,8 @@ impl CloudKernel {
     /// # Errors
     /// No such package in apt's lists, no network, a package that does not hold what it should.
     pub fn fetch(self) -> Result<CloudPackage> {
-        let directory = guests::folder().join("debian").join(self.version());
-        fs::create_dir_all(&directory).with_context(|| format!("{}: cannot be created", directory.display()))?;
-        // Tests run in several processes: one fetches, the others wait.
-        let lock = File::create(directory.join("lock"))?;
-        lock.lock().with_context(|| format!("{}/lock", directory.display()))?;
-        let tree = directory.join("tree");
-        if !tree.exists() {
-            self.download(&directory)?;
-        }
-        CloudPackage::open(&tree)
-    }
-
-    /// Leaves the unpacked package in `directory`/tree: complete, or not there at all.
-    fn download(self, directory: &Path) -> Result<()> {
-        let package = self.package_name()?;
-        let unpacked = directory.join("unpacking");
-        if unpacked.exists() {
-            fs::remove_dir_all(&unpacked)?;
-        }
-        fs::create_dir(&unpacked)?;
-        run(Command::new("apt-get").args(["download", "-q", &package]).current_dir(&unpacked), "apt")?;
-        let archive = fs::read_dir(&unpacked)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get download {package}: left no .deb file"))?;
-        let tree = unpacked.join("tree");
-        run(Command::new("dpkg").arg("-x").arg(&archive).arg(&tree), "dpkg")?;
-        fs::rename(&tree, directory.join("tree"))?;
-        fs::remove_dir_all(&unpacked)?;
-        Ok(())
+        let package = self.version();
+        CloudPackage::open(&unpacked_once(package, |folder| unpack(&self.package_name()?, folder).map(drop))?)
     }
 
     /// The newest package's name in apt's lists, like `linux-image-6.12.9+deb12-cloud-amd64-unsigned`.
@@ -190,6 +162,52 @@ fn numbers(name: &str) -> Vec<u64> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
+/// The tree of files of this name beside the guests, made in a folder that it is given by `make` unless that was done before:
+/// complete, or not there at all.
+///
+/// # Errors
+/// Those of `make`; the disk's.
+pub(crate) fn unpacked_once(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let directory = guests::folder().join("debian").join(name);
+    fs::create_dir_all(&directory).with_context(|| format!("{}: cannot be created", directory.display()))?;
+    // Tests run in several processes: one fetches, the others wait.
+    let lock = File::create(directory.join("lock"))?;
+    lock.lock().with_context(|| format!("{}/lock", directory.display()))?;
+    let tree = directory.join("tree");
+    if !tree.exists() {
+        let unpacked = directory.join("unpacking");
+        if unpacked.exists() {
+            fs::remove_dir_all(&unpacked)?;
+        }
+        fs::create_dir(&unpacked)?;
+        make(&unpacked)?;
+        fs::rename(&unpacked, &tree)?;
+    }
+    Ok(tree)
+}
+
+/// Fetches a package and unpacks it into a folder, with what is there; the names of the packages that it says it needs.
+///
+/// # Errors
+/// No such package in apt's lists, no network.
+pub(crate) fn unpack(package: &str, folder: &Path) -> Result<Vec<String>> {
+    let download = tempfile::tempdir_in(folder.parent().context("a folder lies in another")?)?;
+    run(Command::new("apt-get").args(["download", "-q", package]).current_dir(&download), "apt")?;
+    let archive = fs::read_dir(&download)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download {package}: left no .deb file"))?;
+    run(Command::new("dpkg").arg("-x").arg(&archive).arg(folder), "dpkg")?;
+    let needed = run(Command::new("dpkg-deb").arg("-f").arg(&archive).arg("Depends"), "dpkg")?;
+    Ok(package_names(&needed))
+}
+
+/// Names in a `Depends:` field, of alternatives the first (deb-control(5)).
+fn package_names(depends: &str) -> Vec<String> {
+    let name = |entry: &str| entry.split_whitespace().next().map(|word| word.trim_end_matches(":any").to_owned());
+    depends.split(',').filter_map(name).collect()
+}
+
 /// Runs a command to its end; its standard output, or an error with what it said. `package` is where it comes from.
 fn run(command: &mut Command, package: &str) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
@@ -208,6 +226,12 @@ mod tests {
     fn newest_version_by_number() {
         assert!(numbers("linux-image-6.12.11+deb12-cloud") > numbers("linux-image-6.12.9+deb12-cloud"));
         assert!(numbers("linux-image-6.1.0-47-cloud") < numbers("linux-image-6.1.0-50-cloud"));
+    }
+
+    #[test]
+    fn packages_by_what_needs_them() {
+        let field = "adduser, perl:any, libc6 (>= 2.34), libevent-2.1-7 (>= 2.1.8-stable) | libevent\n";
+        assert_eq!(package_names(field), ["adduser", "perl", "libc6", "libevent-2.1-7"]);
     }
 
     #[test]

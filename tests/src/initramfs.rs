@@ -83,7 +83,7 @@ impl Initramfs {
     /// It does not exist, is no program, or a library it needs is missing here.
     pub fn add_program(&mut self, source: &Path) -> Result<()> {
         let name = source.file_name().with_context(|| format!("{}: is no file", source.display()))?.to_string_lossy();
-        for library in shared_libraries(source)? {
+        for library in shared_libraries(source, Path::new(""))? {
             self.add_file(&library, Path::new(&library));
         }
         self.add_file(&format!("/bin/{name}"), source);
@@ -167,12 +167,14 @@ fn padding(size: usize) -> usize {
     size.next_multiple_of(4) - size
 }
 
-/// Absolute paths of the libraries (and the loader) a program is linked with; none for a static one.
-fn shared_libraries(program: &Path) -> Result<Vec<String>> {
+/// Absolute paths of the libraries (and the loader) a program is linked with, those in `folder` before this machine's own; none
+/// for a static one.
+pub(crate) fn shared_libraries(program: &Path, folder: &Path) -> Result<Vec<String>> {
     if !program.is_file() {
         bail!("{}: no such program", program.display());
     }
-    let output = Command::new("ldd").arg(program).output().context("ldd (Debian package libc-bin)")?;
+    let ldd = Command::new("ldd").arg(program).env("LD_LIBRARY_PATH", folder).output();
+    let output = ldd.context("ldd (Debian package libc-bin)")?;
     let listing = String::from_utf8_lossy(&output.stdout);
     if let Some(missing) = listing.lines().find(|line| line.contains("not found")) {
         bail!("{}: shared library {}", program.display(), missing.trim());
@@ -214,14 +216,14 @@ mod tests {
             assert_eq!(fs::read(root.join(format!("some/where/{size}"))).expect("member"), vec![b'x'; size]);
         }
         assert_eq!(fs::read(root.join("bin/sh")).expect("program"), fs::read("/bin/sh").expect("original"));
-        let loader = shared_libraries(Path::new("/bin/sh")).expect("libraries");
+        let loader = shared_libraries(Path::new("/bin/sh"), Path::new("")).expect("libraries");
         assert!(!loader.is_empty(), "the shell of this machine is dynamically linked");
         assert!(loader.iter().all(|path| root.join(path.trim_start_matches('/')).is_file()), "{loader:?}");
     }
 
     #[test]
     fn missing_program_is_named() {
-        let error = shared_libraries(Path::new("/no/such/program")).expect_err("no such program");
+        let error = shared_libraries(Path::new("/no/such/program"), Path::new("")).expect_err("no such program");
         assert!(error.to_string().contains("/no/such/program"), "{error}");
     }
 }

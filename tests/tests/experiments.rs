@@ -50,6 +50,9 @@ scenarios! {
     idle_linux_guests_are_small_and_answer: "idle-linux",
     guests_are_whole_under_every_baseline: "packing",
     other_guests_are_whole_too: "packing-mixes",
+    a_cache_is_whole_where_memory_is_short: "memcached",
+    a_network_is_whole_where_memory_is_short: "network",
+    a_disk_is_whole_where_memory_is_short: "file-io",
 }
 
 #[test]

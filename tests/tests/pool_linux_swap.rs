@@ -13,6 +13,7 @@ use cistern_tests::guests::Guest;
 use cistern_tests::initramfs::Initramfs;
 use cistern_tests::paged::{MIB, counter, folder_on_disk};
 use cistern_tests::process::{LIMIT, Running, binary};
+use cistern_tests::swap_area::swap_area;
 use serde_json::{Value, json};
 
 /// Holds memory without using it until it is told to. What it held is compared in the end.
@@ -36,18 +37,6 @@ const SWAP_BYTES: usize = 32 << 20;
 /// more than is free.
 const HELD_BYTES: u64 = 50 * MIB;
 const BALLOON_MIB: u64 = 60;
-
-/// A swap area as mkswap makes it: a first page that says how many there are (Linux, include/linux/swap.h, `union
-/// swap_header`).
-fn swap_area(bytes: usize) -> Vec<u8> {
-    const PAGE: usize = 4096;
-    let mut area = vec![0; bytes];
-    let (version, last_page) = (1_u32, (bytes / PAGE - 1) as u32);
-    area[1024..1028].copy_from_slice(&version.to_le_bytes());
-    area[1028..1032].copy_from_slice(&last_page.to_le_bytes());
-    area[PAGE - 10..PAGE].copy_from_slice(b"SWAPSPACE2");
-    area
-}
 
 /// What the pool knows of its only member.
 fn report(folder: &Path) -> Report {

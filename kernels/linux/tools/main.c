@@ -11,12 +11,18 @@ int main(int argc, char **argv)
 
 	if (!strcmp(name, "init"))
 		return init_main();
+	if (!strcmp(name, "blocks"))
+		return blocks_main(argc, argv);
 	if (!strcmp(name, "hog"))
 		return hog_main(argc, argv);
 	if (!strcmp(name, "hold"))
 		return hold_main(argc, argv);
+	if (!strcmp(name, "tcp"))
+		return tcp_main(argc, argv);
+	if (!strcmp(name, "usage"))
+		return usage_main(argc, argv);
 	if (!strcmp(name, "vsock"))
 		return vsock_main(argc, argv);
-	fprintf(stderr, "%s: not one of init, hog, hold, vsock\n", name);
+	fprintf(stderr, "%s: not one of init, blocks, hog, hold, tcp, usage, vsock\n", name);
 	return 2;
 }

@@ -6,8 +6,11 @@
 #include <stdint.h>
 
 int init_main(void);
+int blocks_main(int argc, char **argv);
 int hog_main(int argc, char **argv);
 int hold_main(int argc, char **argv);
+int tcp_main(int argc, char **argv);
+int usage_main(int argc, char **argv);
 int vsock_main(int argc, char **argv);
 
 /* The number of a text like 50M (K, M or G may follow it); 0 for anything else. */

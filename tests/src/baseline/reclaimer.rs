@@ -14,6 +14,7 @@ use super::cgroup::Cgroup;
 use super::host::Host;
 use super::ksmtuned::Daemon;
 use super::limit::Limit;
+use crate::cpu_time;
 
 /// How often is looked.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -81,7 +82,7 @@ impl Reclaimer {
     fn start(baseline: Baseline, host: Arc<Host>, budget_bytes: u64, mut way: impl Reclaim + 'static) -> Self {
         let (stop, taken_bytes) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (stopped, taken) = (Arc::clone(&stop), Arc::clone(&taken_bytes));
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().name(cpu_time::RECLAIMER.to_owned()).spawn(move || {
             let mut work = Work::default();
             let mut ksmtuned = baseline.merges.then(|| Daemon::new(budget_bytes));
             // Nothing but these two numbers passes between the threads.
@@ -101,6 +102,7 @@ impl Reclaimer {
             }
             Ok(work)
         });
+        let thread = thread.expect("a thread");
         Self { stop, taken_bytes, thread: Some(thread) }
     }
 
