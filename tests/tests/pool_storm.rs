@@ -123,10 +123,10 @@ fn a_fast_ramp_is_met_by_compression_before_the_swap_file() {
     let storm = fast_ramp("A fast ramp", "pool-ramp-fast.svg", &[]);
     for member in &storm.members {
         let memory = member.memory();
-        // What does not compress is a bit of code. The rest is stored as zero or compressed, and stays there.
+        // What does not compress is a bit of code. The rest is stored as zero or compressed; only what lies there for longer
+        // than pages stay in guest RAM may have gone on.
         let evicted = |home: &str| counter(&memory, &format!("evictions.{home}"));
         assert!(evicted("swapped") * 20 <= evicted("zero") + evicted("compressed"), "{memory}");
-        assert_eq!(evicted("written_back"), 0, "{memory}");
     }
     storm.stop();
     // Where the compressed store may not hold as much, the file takes its oldest pages.

@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use super::brake::SOON;
+
 /// What a refault takes as long as it has not been seen often enough, from the compressed store and from the file.
 const USUAL_COMPRESSED: Duration = Duration::from_micros(10);
 const USUAL_SWAPPED: Duration = Duration::from_micros(80);
@@ -32,7 +34,8 @@ pub struct Tiers {
 
 impl Tiers {
     /// How long a compressed page lies there until it is worth less than the page in guest RAM that would have to go in its
-    /// stead; at most `most`.
+    /// stead; at most `most`, and no less than what is [soon](SOON): how long pages stay is what a second tells, in which a guest
+    /// may just have filled its memory.
     pub fn demotion_age(&self, most: Duration) -> Duration {
         let compressed_bytes = self.compressed_page_bytes.clamp(1, self.page_bytes.saturating_sub(1).max(1));
         let saved = self.page_bytes.saturating_sub(compressed_bytes) as f64 / compressed_bytes as f64;
@@ -40,7 +43,7 @@ impl Tiers {
         let swapped = self.swapped_refault.unwrap_or(USUAL_SWAPPED).as_secs_f64();
         let longer = ((swapped - compressed) / compressed).clamp(*LONGER.start(), *LONGER.end());
         let seconds = self.residence.as_secs_f64() * longer * saved;
-        Duration::try_from_secs_f64(seconds).map_or(most, |age| age.min(most))
+        Duration::try_from_secs_f64(seconds).map_or(most, |age| age.max(SOON).min(most))
     }
 }
 
@@ -48,11 +51,11 @@ impl Tiers {
 mod tests {
     use super::*;
 
-    const MOST: Duration = Duration::from_secs(120);
+    const MOST: Duration = Duration::from_secs(1200);
 
-    /// Pages stay for two seconds and compress to half.
+    /// Pages stay for twenty seconds and compress to half.
     const TIERS: Tiers = Tiers {
-        residence: Duration::from_secs(2),
+        residence: Duration::from_secs(20),
         page_bytes: 4096,
         compressed_page_bytes: 2048,
         compressed_refault: None,
@@ -60,33 +63,38 @@ mod tests {
     };
 
     fn age_seconds(tiers: Tiers) -> f64 {
-        (tiers.demotion_age(MOST).as_secs_f64() * 10.0).round() / 10.0
+        tiers.demotion_age(MOST).as_secs_f64().round()
     }
 
     #[test]
     fn it_is_so_much_later_as_the_file_takes_longer() {
-        assert_eq!(age_seconds(TIERS), 14.0, "seven times as much longer");
+        assert_eq!(age_seconds(TIERS), 140.0, "seven times as much longer");
         let refault = |us| Some(Duration::from_micros(us));
-        assert_eq!(age_seconds(Tiers { swapped_refault: refault(30), ..TIERS }), 4.0);
+        assert_eq!(age_seconds(Tiers { swapped_refault: refault(30), ..TIERS }), 40.0);
         assert_eq!(
             age_seconds(Tiers { swapped_refault: refault(400), compressed_refault: refault(100), ..TIERS }),
-            6.0
+            60.0
         );
-        assert_eq!(age_seconds(Tiers { swapped_refault: refault(10_000), ..TIERS }), 120.0, "a slow disk");
-        assert_eq!(age_seconds(Tiers { swapped_refault: refault(5), ..TIERS }), 2.0, "no sooner than the page itself");
+        assert_eq!(age_seconds(Tiers { swapped_refault: refault(10_000), ..TIERS }), 1200.0, "a slow disk");
+        assert_eq!(age_seconds(Tiers { swapped_refault: refault(5), ..TIERS }), 20.0, "no sooner than the page itself");
     }
 
     #[test]
     fn what_compresses_well_stays_longer() {
-        assert_eq!(age_seconds(Tiers { compressed_page_bytes: 1024, ..TIERS }), 42.0);
-        assert_eq!(age_seconds(Tiers { compressed_page_bytes: 3072, ..TIERS }), 4.7);
+        assert_eq!(age_seconds(Tiers { compressed_page_bytes: 1024, ..TIERS }), 420.0);
+        assert_eq!(age_seconds(Tiers { compressed_page_bytes: 3072, ..TIERS }), 47.0);
     }
 
     #[test]
     fn who_keeps_his_pages_keeps_them() {
-        assert_eq!(age_seconds(Tiers { residence: Duration::ZERO, ..TIERS }), 0.0);
+        assert_eq!(Tiers { residence: Duration::ZERO, ..TIERS }.demotion_age(MOST), SOON);
+        assert_eq!(
+            Tiers { residence: Duration::ZERO, ..TIERS }.demotion_age(SOON / 2),
+            SOON / 2,
+            "cold by then anyway"
+        );
         assert_eq!(Tiers { residence: Duration::MAX, ..TIERS }.demotion_age(MOST), MOST);
         assert_eq!(Tiers { compressed_page_bytes: 0, ..TIERS }.demotion_age(MOST), MOST);
-        assert_eq!(Tiers { page_bytes: 0, compressed_page_bytes: 9, ..TIERS }.demotion_age(MOST), Duration::ZERO);
+        assert_eq!(Tiers { page_bytes: 0, compressed_page_bytes: 9, ..TIERS }.demotion_age(MOST), SOON);
     }
 }
