@@ -1,6 +1,7 @@
 //! Experiments of the literature as named scenarios, each of which prints the published figures beside ours.
 //!
-//! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--out DIR]`;
+//! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES]
+//! [--out DIR]`;
 //! without a name, what there is. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
 
 mod active_tracking;
@@ -48,6 +49,9 @@ struct Arguments {
     /// How many times as much memory guests and budgets have.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     scale: u64,
+    /// Of packing only these ways, as reports name them, separated by commas: all of them take hours.
+    #[arg(long, value_delimiter = ',')]
+    ways: Vec<String>,
     /// Where drawings go; cargo's target folder unless you say otherwise.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
-    let report = (scenario.run)(&Plan { is_short: arguments.short, scale: arguments.scale, out });
+    let report = (scenario.run)(&Plan { is_short: arguments.short, scale: arguments.scale, ways: arguments.ways, out });
     print!("{report}");
     println!("load: {}", load());
     ExitCode::from(u8::from(!report.holds()))

@@ -68,7 +68,13 @@ struct Packed {
 pub fn run(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let mut measured = Vec::new();
-    for way in [None].into_iter().chain(bench.grid().into_iter().map(Some)) {
+    for name in plan.ways.iter().filter(|name| **name != name_of(None)) {
+        if let Err(error) = name.parse::<Baseline>() {
+            bench.report.claim(format!("{name} is a way"), false, error);
+        }
+    }
+    let ways = [None].into_iter().chain(bench.grid().into_iter().map(Some));
+    for way in ways.filter(|way| plan.ways.is_empty() || plan.ways.contains(&name_of(*way))) {
         measured.extend(bench.measure(&mix::USUAL, way).map(|guests| (way, vec![guests])));
     }
     if !plan.is_short {
@@ -141,6 +147,8 @@ impl<'a> Bench<'a> {
         match pack(self.plan, &self.reach, mix, way) {
             Ok(packed) => {
                 let guests = packed.guests;
+                // The table comes in an hour or two.
+                eprintln!("{name}: {guests} guests");
                 self.show(&name, &packed);
                 self.chart.line(&name, packed.course);
                 Some(guests)

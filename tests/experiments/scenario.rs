@@ -14,6 +14,8 @@ pub struct Plan {
     pub is_short: bool,
     /// How many times as much memory as it has by itself.
     pub scale: u64,
+    /// What is compared, by name, where that is more than one wants; empty: everything.
+    pub ways: Vec<String>,
     /// Where drawings go.
     pub out: PathBuf,
 }

@@ -70,6 +70,7 @@ impl Tracker {
                 (*since, *before) = (now, touches);
                 return Ok(());
             }
+            pager.return_sample(sample)?;
             let written = self.next_writes();
             self.estimator.end_period(touches, written);
             self.periods += 1;
@@ -94,7 +95,9 @@ impl Tracker {
 
     /// Stops sampling; what is known is kept.
     pub fn rest(&mut self, pager: &Pager) {
-        if self.running.take().is_some() {
+        if let Some(Running { sample, .. }) = self.running.take() {
+            // Without memory for it pages stay aside, where they are found as well.
+            let _ = pager.return_sample(&sample);
             pager.end_sample();
             self.writes.as_mut().into_iter().for_each(WriteSampler::rest);
         }

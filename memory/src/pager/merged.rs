@@ -149,6 +149,7 @@ impl Mergeable {
     /// # Errors
     /// The kernel's: it has no KSM, or no memory.
     pub fn advise(&self, gfns: Range<u64>) -> io::Result<()> {
+        self.paged.is_offered.store(true, Ordering::Relaxed);
         self.advise_kernel(&gfns, libc::MADV_MERGEABLE)
     }
 

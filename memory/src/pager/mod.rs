@@ -338,6 +338,17 @@ impl Pager {
         Ok(self.paged.begin_sample(pages, &mut Workbench::new(&self.paged.config)?))
     }
 
+    /// Gives pages of a sample back that were not touched, where the kernel is to merge them and none has to leave.
+    ///
+    /// # Errors
+    /// [`PagerError::Codec`] when there is no memory for a codec.
+    pub fn return_sample(&self, sample: &Sample) -> Result<(), PagerError> {
+        if self.paged.connected().is_some() {
+            self.paged.return_untouched(sample, &mut Workbench::new(&self.paged.config)?);
+        }
+        Ok(())
+    }
+
     /// What came of a sample so far: the period goes on until the next begins.
     pub fn touches(&self, sample: &Sample) -> Touches {
         self.paged.connected().map_or_else(Touches::default, |_| self.paged.touches(sample))

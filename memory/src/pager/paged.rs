@@ -78,6 +78,9 @@ pub(super) struct Paged {
     /// Merged pages are to be unmerged, and there is no room.
     // Guards nothing, like the one above.
     pub unmerging_waits: AtomicBool,
+    /// Pages have been offered to the kernel for merging.
+    // Alone: a sample later is soon enough.
+    pub is_offered: AtomicBool,
     // Guards nothing: threads look at it between two pages.
     stopping: AtomicBool,
     // A clock of its own: only its steps matter.
@@ -107,6 +110,7 @@ impl Paged {
             arming: RwLock::default(),
             guest_waits: AtomicBool::new(false),
             unmerging_waits: AtomicBool::new(false),
+            is_offered: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             arrivals: AtomicU64::new(0),
             on_failure,

@@ -97,6 +97,18 @@ impl Paged {
         sample
     }
 
+    /// Brings those pages of a sample back that nobody has touched, where they can be merged only in guest RAM and no page has
+    /// to leave. Elsewhere they stay aside: whoever has to leave next is known then.
+    pub fn return_untouched(&self, sample: &Sample, bench: &mut Workbench) {
+        if !self.is_offered.load(Ordering::Relaxed) || self.view().reclaim_to_bytes.is_some() {
+            return;
+        }
+        let is_aside = |gfn: u64| self.table.page(gfn).is_ok_and(|page| page.state == State::Aside);
+        for &gfn in sample.gfns.iter().filter(|&&gfn| is_aside(gfn)) {
+            self.put_in_place(gfn..gfn + 1, bench, |_| {});
+        }
+    }
+
     /// What came of a sample so far.
     pub fn touches(&self, sample: &Sample) -> Touches {
         let touched = &self.kernel().touched.pages;

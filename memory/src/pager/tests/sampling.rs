@@ -131,3 +131,26 @@ fn what_only_samples_have_moved_aside_is_stored_too() {
         guest.check_no_failure();
     }
 }
+
+/// Aside a page is merged with nothing: of a guest at rest sample after sample would be lost to it.
+#[test]
+fn what_is_to_be_merged_does_not_stay_aside() {
+    if !methods().contains(&EvictionMethod::Move) {
+        return;
+    }
+    let guest = Guest::new(&[0..8 * MIB], PagerConfig::default());
+    (0..2048).for_each(|gfn| guest.write(gfn, &page_of(2, gfn)));
+    let aside_after_a_period = || {
+        let sample = guest.pager.begin_sample(300).unwrap();
+        assert_eq!(guest.pager.touches(&sample).sampled_pages, 300);
+        guest.pager.return_sample(&sample).unwrap();
+        guest.at_rest().pages.aside
+    };
+    assert_eq!(aside_after_a_period(), 300, "the inactive list");
+    guest.pager.mergeable().unwrap().advise(0..2048).unwrap();
+    assert_eq!(aside_after_a_period(), 300, "those of this sample are back");
+    guest.pager.set_limits(Limits::alone(Some(64 * MIB))).unwrap();
+    assert_eq!(aside_after_a_period(), 600, "pages may have to leave");
+    (0..2048).for_each(|gfn| assert!(guest.read(gfn) == page_of(2, gfn), "{gfn}"));
+    guest.check_no_failure();
+}
