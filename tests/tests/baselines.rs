@@ -183,7 +183,6 @@ fn a_limit_is_tried_before_it_is_relied_on() {
     println!("{reach}");
     let host: Value = serde_json::from_str(&cistern(&["host", "--json"]).expect_status(0).stdout).expect("JSON");
     assert!(cgroups_of(std::process::id()).is_empty());
-    // Without accessed bits there is nothing to reclaim of a guest at work: all of it looks young.
     assert!(host["kvm"] == "hardware" || matches!(reach, Reach::Nothing(_)), "{reach}");
     assert_eq!(settings(), before);
 }
