@@ -343,7 +343,7 @@ impl Pager {
     /// # Errors
     /// [`PagerError::Codec`] when there is no memory for a codec.
     pub fn return_sample(&self, sample: &Sample) -> Result<(), PagerError> {
-        if self.paged.connected().is_some() {
+        if self.paged.connected().is_some() && self.paged.wants_untouched() {
             self.paged.return_untouched(sample, &mut Workbench::new(&self.paged.config)?);
         }
         Ok(())

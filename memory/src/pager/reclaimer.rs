@@ -117,7 +117,8 @@ impl Reclaimer {
         }
         self.make_room();
         if self.demote(&view) > 0 {
-            (view, plan) = (self.paged.view(), self.paged.view().plan());
+            view = self.paged.view();
+            plan = view.plan();
         }
         let round = self.rounds();
         let fruitless = round.saturating_sub(self.lock().fruitful_round);

@@ -97,12 +97,14 @@ impl Paged {
         sample
     }
 
-    /// Brings those pages of a sample back that nobody has touched, where they can be merged only in guest RAM and no page has
-    /// to leave. Elsewhere they stay aside: whoever has to leave next is known then.
+    /// Whether pages that nobody has touched are to come back: where they can be merged only in guest RAM, and no page has to
+    /// leave. Elsewhere they stay aside: whoever has to leave next is known then.
+    pub fn wants_untouched(&self) -> bool {
+        self.is_offered.load(Ordering::Relaxed) && self.view().reclaim_to_bytes.is_none()
+    }
+
+    /// Brings those pages of a sample back that nobody has touched.
     pub fn return_untouched(&self, sample: &Sample, bench: &mut Workbench) {
-        if !self.is_offered.load(Ordering::Relaxed) || self.view().reclaim_to_bytes.is_some() {
-            return;
-        }
         let is_aside = |gfn: u64| self.table.page(gfn).is_ok_and(|page| page.state == State::Aside);
         for &gfn in sample.gfns.iter().filter(|&&gfn| is_aside(gfn)) {
             self.put_in_place(gfn..gfn + 1, bench, |_| {});
