@@ -42,7 +42,11 @@ fn thrashing(seed: usize) -> String {
 fn touches(running: &mut Running) -> u64 {
     let steps = running.new_lines().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let walks = steps.filter(|step| step["phase"] == "walk");
-    walks.map(|walk| walk["touches"].as_u64().expect("a number")).sum()
+    let touched = |walk: Value| {
+        assert_eq!(walk["bad"], 0, "{walk}");
+        walk["touches"].as_u64().expect("a number")
+    };
+    walks.map(touched).sum()
 }
 
 /// What the pagers of all guests have done.
