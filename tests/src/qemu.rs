@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How often the end of the machine is looked for.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A machine to run once, with two serial ports written to files.
 #[derive(Debug)]
@@ -29,7 +29,10 @@ pub struct Machine<'a> {
     pub one_thread: bool,
     /// Further arguments, like `-device` ones.
     pub arguments: &'a [String],
-    /// The guest writes to its first port at least this often; when it does not, it stands still for good.
+    /// What the guest writes to its first port all the while it is alive. A kernel that only complains of CPUs that are stuck
+    /// is not.
+    pub heartbeat: &'a str,
+    /// It does so at least this often; when it does not, it stands still for good.
     pub longest_silence: Duration,
 }
 
@@ -40,7 +43,7 @@ pub enum End {
     Stopped,
     /// It was stopped at the end of its time.
     OutOfTime,
-    /// It was stopped because nothing came from its first port any more.
+    /// It was stopped because its heartbeat was not seen any more.
     Silent,
 }
 
@@ -89,7 +92,7 @@ impl Machine<'_> {
         }
         let mut child = Running(command.spawn().context("qemu-system-x86_64 (Debian package qemu-system-x86)")?);
         let deadline = Instant::now() + limit;
-        let (mut written_bytes, mut last_written) = (0, Instant::now());
+        let (mut heartbeats, mut last_heartbeat) = (0, Instant::now());
         let end = loop {
             if let Some(status) = child.0.try_wait()? {
                 if !status.success() {
@@ -97,14 +100,14 @@ impl Machine<'_> {
                 }
                 break End::Stopped;
             }
-            let bytes = fs::metadata(&ports[0]).map_or(0, |file| file.len());
-            if bytes != written_bytes {
-                (written_bytes, last_written) = (bytes, Instant::now());
+            let found = fs::read(&ports[0]).map_or(0, |bytes| text(&bytes).matches(self.heartbeat).count());
+            if found != heartbeats {
+                (heartbeats, last_heartbeat) = (found, Instant::now());
             }
             if Instant::now() > deadline {
                 break End::OutOfTime;
             }
-            if last_written.elapsed() > self.longest_silence {
+            if last_heartbeat.elapsed() > self.longest_silence {
                 break End::Silent;
             }
             thread::sleep(POLL_INTERVAL);
