@@ -71,7 +71,7 @@ impl Pass {
 fn work(plan: &Plan, way: Way, setup: &Setup, disk_blocks: u64) -> Result<Outcome> {
     let mut stage = Stage::open(plan, way, setup)?;
     stage.guest.wait_for("what it holds", |line| line.starts_with("hold: ready"));
-    stage.press();
+    stage.press()?;
     stage.guest.stdin().write_all(b"go\n").context("the guest's console")?;
     let (mut passes, mut rate, mut before) = (Vec::new(), Vec::new(), None);
     while passes.len() < 2 {

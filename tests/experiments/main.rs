@@ -7,6 +7,7 @@
 mod active_tracking;
 mod balloon_fidelity;
 mod compression_vs_swap;
+mod confines;
 mod file_io;
 mod idle_linux;
 mod idle_tax;
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
-    let report = (scenario.run)(&Plan { is_short: arguments.short, scale: arguments.scale, ways: arguments.ways, out });
+    let report = (scenario.run)(&Plan::new(arguments.short, arguments.scale, arguments.ways, out));
     print!("{report}");
     println!("load: {}", load());
     ExitCode::from(u8::from(!report.holds()))

@@ -88,7 +88,7 @@ fn serve(plan: &Plan, way: Way, setup: &Setup, load: Load, duration: Duration) -
     let stream = stage.connect(PORT)?;
     let mut generator = Generator::new(load, stream)?;
     generator.fill().context("filling memcached")?;
-    stage.press();
+    stage.press()?;
     let begun = stage.seconds();
     let served = generator.run(duration, 40).context("memcached at work")?;
     let ended = stage.seconds();

@@ -40,7 +40,7 @@ pub fn run(plan: &Plan) -> Report {
 fn transfer(plan: &Plan, way: Way, setup: &Setup, bytes: u64, duration: Duration) -> Result<Outcome> {
     let mut stage = Stage::open(plan, way, setup)?;
     stage.guest.wait_for("what it holds", |line| line.starts_with("hold: ready"));
-    stage.press();
+    stage.press()?;
     let sent = tcp::send(stage.connect(PORT)?, bytes).context("a stream to the guest")?;
     let received = tcp::receive(stage.connect(PORT)?, bytes).context("a stream from the guest")?;
     let stream = stage.connect(PORT)?;

@@ -3,14 +3,12 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cistern_tests::baseline::host::Host;
 use cistern_tests::baseline::reach::Reach;
-use cistern_tests::baseline::reclaimer::{Reclaimer, Work};
+use cistern_tests::baseline::reclaimer::Work;
 use cistern_tests::baseline::{Baseline, Compressor, Swap};
 use cistern_tests::chart::Chart;
 use cistern_tests::paged::{MIB, folder_on_disk};
@@ -18,6 +16,7 @@ use cistern_tests::process::{binary, children};
 use cistern_tests::samples::private_bytes;
 use serde_json::Value;
 
+use crate::confines::{Confines, Warden};
 use crate::mix::{self, MEMORY_MIB, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::Plan;
@@ -28,10 +27,6 @@ const BUDGET_MIB: u64 = 512;
 /// Of the short version: guests that fill more than there is, all of which end well.
 const FEW: u64 = 4;
 const FEW_BUDGET_MIB: u64 = 96;
-
-/// In a cgroup our pool has this part less: what is charged there besides and a pool does not count, KVM's own memory and that of
-/// `density` itself.
-const UNCOUNTED_PART: u64 = 16;
 
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -103,16 +98,14 @@ pub fn run_mixes(plan: &Plan) -> Report {
 /// What is measured with, and what it has come to.
 struct Bench<'a> {
     plan: &'a Plan,
-    reach: Reach,
     report: Report,
     chart: Chart,
 }
 
 impl<'a> Bench<'a> {
     fn new(plan: &'a Plan) -> Self {
-        let reach = Reach::find(folder_on_disk().path()).unwrap_or_else(|error| Reach::Nothing(format!("{error:#}")));
-        let report = Report::new(format!("nobody has published ours; {reach}"));
-        Self { plan, reach, report, chart: Chart::new("MiB of the host that all guests take together") }
+        let report = Report::new(format!("nobody has published ours; {}", plan.reach()));
+        Self { plan, report, chart: Chart::new("MiB of the host that all guests take together") }
     }
 
     fn finish(mut self, drawing: &str) -> Report {
@@ -135,7 +128,7 @@ impl<'a> Bench<'a> {
     }
 
     fn is_limited(&self) -> bool {
-        matches!(self.reach, Reach::Guests(_))
+        matches!(self.plan.reach(), Reach::Guests(_))
     }
 
     /// Measures a way once and reports it. `None` where it cannot be had on this host.
@@ -144,7 +137,7 @@ impl<'a> Bench<'a> {
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
-        match pack(self.plan, &self.reach, mix, way) {
+        match pack(self.plan, mix, way) {
             Ok(packed) => {
                 let guests = packed.guests;
                 // The table comes in an hour or two.
@@ -224,48 +217,31 @@ fn name_of(way: Option<Baseline>) -> String {
 }
 
 /// As many guests as keep their goodput, or few that fill more than there is.
-fn pack(plan: &Plan, reach: &Reach, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
+fn pack(plan: &Plan, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
     let budget_mib = if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB };
-    let budget_bytes = budget_mib * plan.scale * MIB;
-    let folder = folder_on_disk();
+    let (budget_bytes, folder) = (budget_mib * plan.scale * MIB, folder_on_disk());
     // Ours drives KSM, too, by itself.
-    let setting = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: true });
-    let mut host = Host::prepare(setting, budget_bytes, 4 * budget_bytes, folder.path())?;
-    let is_limited = matches!(reach, Reach::Guests(_));
-    let uncounted_bytes = if is_limited && baseline.is_none() { budget_bytes / UNCOUNTED_PART } else { 0 };
-    let noted = (budget_bytes - uncounted_bytes).to_string();
+    let warden = baseline.map_or(Warden::Ours(Baseline { swap: Swap::Nothing, merges: true }), Warden::Linux);
+    let mut confines = Confines::prepare(plan.reach(), warden, budget_bytes, folder.path())?;
     let mut command = Command::new(binary());
-    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB), "--budget", &noted]);
+    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB)]);
+    command.args(["--budget", &confines.pool_bytes().to_string()]);
     command.args(["--guests", &if plan.is_short { FEW.to_string() } else { "max".to_owned() }]);
     command.args(flags(baseline, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
-    let cgroup = is_limited.then(|| host.cgroup()).transpose()?;
-    if let Some(cgroup) = &cgroup {
-        cgroup.enter(&mut command)?;
-    }
-    let host = Arc::new(host);
-    let limited = cgroup.map(|cgroup| {
-        let kernels = baseline.unwrap_or(Baseline { swap: Swap::Nothing, merges: false });
-        Reclaimer::limit(kernels, Arc::clone(&host), budget_bytes, cgroup)
-    });
-    let limited = limited.transpose()?;
+    confines.enter(&mut command)?;
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (pid, started, mut course) = (child.id(), Instant::now(), Vec::new());
-    let advised =
-        || baseline.map(|kernels| Reclaimer::advise(kernels, Arc::clone(&host), budget_bytes, move || children(pid)));
-    let reclaimer = limited.or_else(advised);
+    confines.watch(move || children(pid));
     let density = thread::spawn(move || child.wait_with_output());
     while !density.is_finished() {
-        let taken_bytes = match &reclaimer {
-            Some(reclaimer) => reclaimer.taken_bytes(),
-            None => children(pid).into_iter().filter_map(private_bytes).sum(),
-        };
+        let private_bytes = || children(pid).into_iter().filter_map(private_bytes).sum();
+        let taken_bytes = confines.taken_bytes().unwrap_or_else(private_bytes);
         course.push((started.elapsed().as_secs_f64(), taken_bytes as f64 / MIB as f64));
         thread::sleep(INTERVAL);
     }
     let output = density.join().expect("it only waits");
-    let work = reclaimer.map(Reclaimer::finish).transpose()?;
-    Arc::into_inner(host).context("the reclaimer is done with the host")?.restore()?;
+    let work = confines.finish()?;
     let output = output?;
     let said = String::from_utf8_lossy(&output.stdout);
     let found: Value =

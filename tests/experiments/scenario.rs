@@ -1,6 +1,10 @@
 //! The scenarios there are.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use cistern_tests::baseline::reach::Reach;
+use cistern_tests::paged::folder_on_disk;
 
 use crate::report::Report;
 use crate::{
@@ -18,9 +22,21 @@ pub struct Plan {
     pub ways: Vec<String>,
     /// Where drawings go.
     pub out: PathBuf,
+    reach: OnceLock<Reach>,
 }
 
 impl Plan {
+    /// As the command line has it.
+    pub fn new(is_short: bool, scale: u64, ways: Vec<String>, out: PathBuf) -> Self {
+        Self { is_short, scale, ways, out, reach: OnceLock::new() }
+    }
+
+    /// Whether a cgroup's limit reaches guests on this host: tried once, and not at all by those who do not ask.
+    pub fn reach(&self) -> &Reach {
+        let find = || Reach::find(folder_on_disk().path());
+        self.reach.get_or_init(|| find().unwrap_or_else(|error| Reach::Nothing(format!("{error:#}"))))
+    }
+
     /// A size as flags and programs spell it.
     pub fn size(&self, mib: u64) -> String {
         format!("{}M", mib * self.scale)

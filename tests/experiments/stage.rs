@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cistern_tests::baseline::host::Host;
-use cistern_tests::baseline::reclaimer::Reclaimer;
+use cistern_tests::baseline::reach::Reach;
+use cistern_tests::baseline::{Baseline, Swap};
 use cistern_tests::control::ask;
 use cistern_tests::guest_usage::GuestUsage;
 use cistern_tests::guests::Guest;
@@ -22,6 +22,7 @@ use cistern_tests::process::{LIMIT, Running, binary};
 use cistern_tests::swap_area::swap_area;
 use tempfile::TempDir;
 
+use crate::confines::{Confines, Warden};
 use crate::observer::{Course, Observer, stored_pages};
 use crate::scenario::Plan;
 use crate::way::{NotHere, Way};
@@ -89,8 +90,9 @@ pub struct Stage {
     pub guest: Running,
     namespace: Option<Namespace>,
     others: Vec<PagedVm>,
-    reclaimer: Option<Reclaimer>,
-    host: Option<Arc<Host>>,
+    confines: Option<Confines>,
+    /// What every guest is started with.
+    flags: Vec<String>,
     processes: Arc<Mutex<Vec<u32>>>,
     sizes: Sizes,
     scale: u64,
@@ -110,30 +112,33 @@ impl Stage {
         ensure!(is_root || !setup.has_network, "a network for the guest takes root: run it as root, please");
         let (sizes, folder) = (setup.sizes, folder_on_disk());
         let budget_bytes = sizes.budget_mib * plan.scale * MIB;
-        let host = match way {
-            Way::Linux(baseline) => {
-                let host = Host::prepare(baseline, budget_bytes, 4 * budget_bytes, folder.path());
-                Some(Arc::new(host.context(NotHere)?))
-            }
-            _ => None,
+        let ready = Baseline { swap: Swap::Nothing, merges: false };
+        let warden = match way {
+            Way::Linux(baseline) => Some(Warden::Linux(baseline)),
+            // Without a cgroup nothing of the host is touched.
+            Way::Ours if matches!(plan.reach(), Reach::Guests(_)) => Some(Warden::Ours(ready)),
+            Way::Ours | Way::Unlimited => None,
         };
+        let confines = warden.map(|warden| Confines::prepare(plan.reach(), warden, budget_bytes, folder.path()));
+        let mut confines = confines.transpose().context(NotHere)?;
         let namespace = setup.has_network.then(|| Namespace::new(HOST_ADDRESS));
         if let Some(namespace) = &namespace {
             let status = namespace.command(Path::new("ip")).args(["link", "set", Namespace::TAP, "mtu", MTU]).status();
             ensure!(status.context("ip: package iproute2")?.success(), "the tap takes no large frames");
         }
-        let command = namespace.as_ref().map_or_else(|| Command::new(binary()), |network| network.command(binary()));
-        let guest = start(command, plan, way, setup, folder.path())?;
+        let mut command =
+            namespace.as_ref().map_or_else(|| Command::new(binary()), |network| network.command(binary()));
+        let pool_bytes = confines.as_ref().map_or(budget_bytes, Confines::pool_bytes);
+        let flags = if way == Way::Ours { flags(pool_bytes, folder.path()) } else { Vec::new() };
+        confines.as_ref().map_or(Ok(()), |confines| confines.enter(&mut command))?;
+        let guest = start(command, plan, setup, &flags, folder.path())?;
         let processes = Arc::new(Mutex::new(vec![guest.pid()]));
         let all = Arc::clone(&processes);
         let all = move || all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let reclaimer = match (way, &host) {
-            (Way::Linux(baseline), Some(host)) => {
-                Some(Reclaimer::advise(baseline, Arc::clone(host), budget_bytes, all.clone()))
-            }
-            _ => None,
-        };
-        let observer = Observer::start(all, host.clone());
+        confines.iter_mut().for_each(|confines| confines.watch(all.clone()));
+        // Ours swaps by itself.
+        let swapping = confines.as_ref().filter(|_| way != Way::Ours).map(Confines::host);
+        let observer = Observer::start(all, swapping);
         if way == Way::Ours {
             observer.add_socket(folder.path().join("guest.sock"));
         }
@@ -143,8 +148,8 @@ impl Stage {
             guest,
             namespace,
             others: Vec::new(),
-            reclaimer,
-            host,
+            confines,
+            flags,
             processes,
             sizes,
             scale: plan.scale,
@@ -179,7 +184,10 @@ impl Stage {
     }
 
     /// Starts the other guests, and waits until they have filled what they will: from then on memory is short, where it is.
-    pub fn press(&mut self) {
+    ///
+    /// # Errors
+    /// The cgroup that all are in is gone.
+    pub fn press(&mut self) -> Result<()> {
         let size = |mib: u64| format!("{}M", mib * self.scale);
         let (filled, used) = (size(self.sizes.other_filled_mib), size(self.sizes.other_filled_mib / 2));
         for number in 1..=self.sizes.others {
@@ -187,10 +195,12 @@ impl Stage {
                 "fill:{filled},{KINDS},seed={number};repeat:told,(walk:{used},touches=2000,write=20;idle:1);verify;\
                  repeat:told,(idle:1)"
             );
-            let flags = flags(self.way, self.sizes, self.scale, self.folder.path());
             let memory = size(self.sizes.other_mib);
-            let arguments = ["--memory", &memory, "--cpus", "1"].into_iter().chain(flags.iter().map(String::as_str));
-            let other = PagedVm::start(&program, &arguments.collect::<Vec<_>>());
+            let arguments = ["--memory", &memory, "--cpus", "1"].into_iter();
+            let arguments: Vec<_> = arguments.chain(self.flags.iter().map(String::as_str)).collect();
+            let mut launcher = Command::new(binary());
+            self.confines.as_ref().map_or(Ok(()), |confines| confines.enter(&mut launcher))?;
+            let other = PagedVm::start_probe(launcher, &program, &arguments);
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).push(other.running.pid());
             if self.way == Way::Ours {
                 self.observer.add_socket(other.socket());
@@ -201,6 +211,7 @@ impl Stage {
             other.running.wait_for_phase("fill");
         }
         self.load_began = self.observer.seconds();
+        Ok(())
     }
 
     /// Has the others compare all that they hold, ends everything and puts the host back.
@@ -225,10 +236,7 @@ impl Stage {
         for vm in self.others {
             vm.stop();
         }
-        let work = self.reclaimer.map(Reclaimer::finish).transpose()?;
-        if let Some(host) = self.host.and_then(Arc::into_inner) {
-            host.restore()?;
-        }
+        let work = self.confines.map(Confines::finish).transpose()?.flatten();
         let is_taken = stored_pages > 0 || work.is_some_and(|work| work.paged_out_bytes > 0);
         ensure!(is_taken || self.way == Way::Unlimited, "memory was not short: nothing was taken from the guests");
         course.load = load;
@@ -239,7 +247,7 @@ impl Stage {
 }
 
 /// Starts the guest that is measured.
-fn start(mut command: Command, plan: &Plan, way: Way, setup: &Setup, folder: &Path) -> Result<Running> {
+fn start(mut command: Command, plan: &Plan, setup: &Setup, flags: &[String], folder: &Path) -> Result<Running> {
     let mut initramfs = Initramfs::new()?;
     let network = format!("ifconfig eth0 {GUEST_ADDRESS} netmask 255.255.255.0 mtu {MTU} up\n");
     let network = if setup.has_network { network.as_str() } else { "" };
@@ -264,17 +272,13 @@ fn start(mut command: Command, plan: &Plan, way: Way, setup: &Setup, folder: &Pa
     if setup.has_network {
         command.args(["--net", &format!("tap={}", Namespace::TAP)]);
     }
-    command.args(flags(way, setup.sizes, plan.scale, folder)).stdin(Stdio::piped());
+    command.args(flags).stdin(Stdio::piped());
     Ok(Running::spawn(command))
 }
 
-/// What every guest is started with on this way.
-fn flags(way: Way, sizes: Sizes, scale: u64, folder: &Path) -> Vec<String> {
-    if way != Way::Ours {
-        return Vec::new();
-    }
-    let (pool, swap) = (folder.join("pool"), folder);
-    let budget = format!("{}M", sizes.budget_mib * scale);
-    let pairs = [("--pool", pool.display().to_string()), ("--budget", budget), ("--swap", swap.display().to_string())];
+/// A pool's guests are started with these.
+fn flags(pool_bytes: u64, folder: &Path) -> Vec<String> {
+    let (pool, swap) = (folder.join("pool").display().to_string(), folder.display().to_string());
+    let pairs = [("--pool", pool), ("--budget", pool_bytes.to_string()), ("--swap", swap)];
     pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }

@@ -7,9 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Where the controller is by its versions.
-const VERSION_1: &str = "/sys/fs/cgroup/memory";
-const VERSION_2: &str = "/sys/fs/cgroup";
+use crate::baseline::cgroup;
 
 /// What version 1 counts of the kernel's own memory.
 const KERNEL_FILE: &str = "memory.kmem.usage_in_bytes";
@@ -53,21 +51,19 @@ impl Charged {
 impl MemoryGroup {
     /// A new one; `None` where there is no memory controller, or this user may make no groups.
     pub fn new(name: &str) -> Option<Self> {
-        let root = if Path::new(VERSION_1).join(KERNEL_FILE).exists() {
-            VERSION_1
-        } else {
-            let handed_down = fs::read_to_string(Path::new(VERSION_2).join("cgroup.subtree_control")).ok()?;
-            handed_down.split_whitespace().any(|controller| controller == "memory").then_some(VERSION_2)?
-        };
-        let folder = Path::new(root).join(format!("cistern-{}-{name}", std::process::id()));
+        let (version, parent) = cgroup::parent().ok()?;
+        if !cgroup::is_handed_down(version, &parent).ok()? {
+            return None;
+        }
+        let folder = parent.join(format!("cistern-{}-{name}", std::process::id()));
         fs::create_dir(&folder).ok()?;
         Some(Self { folder })
     }
 
-    /// A command that becomes this program, in the group.
+    /// A command that runs this program in the group.
     pub fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(self.folder.join("cgroup.procs")).arg(program);
+        let mut command = Command::new(program);
+        cgroup::enter(&self.folder, &mut command).expect("a group is there as long as this");
         command
     }
 
@@ -117,7 +113,7 @@ mod tests {
         let mut command = group.command(Path::new("cat"));
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("cat starts");
         let started = Instant::now();
-        // It is a shell outside of the group at first.
+        // What it is charged with is counted a moment later.
         while !group.charged().is_some_and(|charged| charged.anonymous_bytes > 0 && charged.kernel_bytes > 0) {
             assert!(started.elapsed() < crate::process::LIMIT, "{:?}", group.charged());
             thread::sleep(Duration::from_millis(10));

@@ -35,8 +35,13 @@ pub struct PagedVm {
 impl PagedVm {
     /// Runs a probe's program with 128 MiB. In `arguments`, `SWAP` stands for a folder on a disk.
     pub fn start(program: &str, arguments: &[&str]) -> Self {
+        Self::start_probe(Command::new(binary()), program, arguments)
+    }
+
+    /// The same; `launcher` becomes `cistern`.
+    pub fn start_probe(launcher: Command, program: &str, arguments: &[&str]) -> Self {
         let cmdline = format!("probe=\"{program}\"");
-        Self::boot(Command::new(binary()), probe(), &[&["--cmdline", &cmdline], arguments].concat())
+        Self::boot(launcher, probe(), &[&["--cmdline", &cmdline], arguments].concat())
     }
 
     /// The test's Linux, which runs these words of its shell; `launcher` becomes `cistern`.

@@ -16,6 +16,9 @@ use anyhow::{Context, Result, ensure};
 use super::keeper::Keeper;
 use super::shell::quoted;
 
+/// Of version 2: the controllers of the cgroups below.
+const HANDED_DOWN: &str = "cgroup.subtree_control";
+
 /// How a kernel's cgroups look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -60,16 +63,11 @@ impl Cgroup {
     /// # Errors
     /// No memory controller is mounted; no cgroup may be made there.
     pub(super) fn make(keeper: &mut Keeper) -> Result<Self> {
-        let read = |path: &str| fs::read_to_string(path).with_context(|| path.to_owned());
-        let places = places(&read("/proc/mounts")?, &read("/proc/self/cgroup")?);
-        let (version, parent) = places.into_iter().find(has_memory).context("no cgroup has the host's memory")?;
-        if version == Version::V2 {
-            let file = parent.join("cgroup.subtree_control");
-            let enabled = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            if !has_word(&enabled, "memory") {
-                keeper.will(&format!("echo -memory > {}", quoted(&file)?))?;
-                fs::write(&file, "+memory").with_context(|| format!("{}: +memory", file.display()))?;
-            }
+        let (version, parent) = parent()?;
+        if !is_handed_down(version, &parent)? {
+            let file = parent.join(HANDED_DOWN);
+            keeper.will(&format!("echo -memory > {}", quoted(&file)?))?;
+            fs::write(&file, "+memory").with_context(|| format!("{}: +memory", file.display()))?;
         }
         let folder = parent.join(format!("cistern-tests-{}", std::process::id()));
         keeper.will(&removal(&folder)?)?;
@@ -87,11 +85,7 @@ impl Cgroup {
     /// # Errors
     /// The cgroup is gone.
     pub fn enter(&self, command: &mut Command) -> Result<()> {
-        let path = self.folder.join("cgroup.procs");
-        let processes = File::options().write(true).open(&path).with_context(|| path.display().to_string())?;
-        // SAFETY: a write to an open file is async-signal-safe. Zero is the process that writes.
-        unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
-        Ok(())
+        enter(&self.folder, command)
     }
 
     /// Sets the limit, and has what is above it reclaimed now. Whether the kernel has taken it: version 1 refuses a limit that
@@ -143,6 +137,38 @@ impl Cgroup {
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         number(&text, key).with_context(|| format!("{}: no {key} in {text:?}", path.display()))
     }
+}
+
+/// Where a cgroup for this process's children may be made that counts memory.
+///
+/// # Errors
+/// No memory controller is mounted.
+pub fn parent() -> Result<(Version, PathBuf)> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| path.to_owned());
+    let places = places(&read("/proc/mounts")?, &read("/proc/self/cgroup")?);
+    places.into_iter().find(has_memory).context("no cgroup has the host's memory")
+}
+
+/// Whether cgroups in there count memory, as they are.
+///
+/// # Errors
+/// The folder is no cgroup.
+pub fn is_handed_down(version: Version, parent: &Path) -> Result<bool> {
+    let file = parent.join(HANDED_DOWN);
+    let names = || fs::read_to_string(&file).with_context(|| file.display().to_string());
+    Ok(version == Version::V1 || has_word(&names()?, "memory"))
+}
+
+/// Has a command run in the cgroup at `folder`, with everything that it starts.
+///
+/// # Errors
+/// The cgroup is gone.
+pub fn enter(folder: &Path, command: &mut Command) -> Result<()> {
+    let path = folder.join("cgroup.procs");
+    let processes = File::options().write(true).open(&path).with_context(|| path.display().to_string())?;
+    // SAFETY: a write to an open file is async-signal-safe. Zero is the process that writes.
+    unsafe { command.pre_exec(move || (&processes).write_all(b"0")) };
+    Ok(())
 }
 
 fn number(text: &str, key: &str) -> Option<u64> {
