@@ -28,10 +28,12 @@ impl Default for TrackerConfig {
 #[derive(Debug)]
 struct Running {
     sample: Sample,
-    /// How many times its length it has lasted, when that was, and what had been touched by then.
+    /// How many times its length it has lasted, when that was, what had been touched and how long the guest had waited for
+    /// its pages by then.
     lengths: u32,
     since: Instant,
     before: Touches,
+    stall_ns: u64,
 }
 
 /// Samples one guest.
@@ -60,14 +62,17 @@ impl Tracker {
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed or there is no memory for a codec.
     pub fn step(&mut self, pager: &Pager, now: Instant) -> Result<(), PagerError> {
-        if let Some(Running { sample, lengths, since, before }) = &mut self.running {
-            if now.duration_since(*since) < self.config.period {
+        if let Some(Running { sample, lengths, since, before, stall_ns }) = &mut self.running {
+            let passed = now.duration_since(*since);
+            if passed < self.config.period {
                 return Ok(());
             }
-            let touches = pager.touches(sample);
+            let (touches, stalled_ns) = (pager.touches(sample), pager.usage().refault_stall_ns);
             *lengths += 1;
-            if !is_over(*lengths, before, &touches) {
-                (*since, *before) = (now, touches);
+            // Of a guest with several CPUs one may go on while another waits: then this is too much.
+            let waited = Duration::from_nanos(stalled_ns.saturating_sub(*stall_ns)).div_duration_f64(passed);
+            if !is_over(*lengths, before, &touches, waited) {
+                (*since, *before, *stall_ns) = (now, touches, stalled_ns);
                 return Ok(());
             }
             pager.return_sample(sample)?;
@@ -78,7 +83,8 @@ impl Tracker {
             self.next_writes();
         }
         let sample = pager.begin_sample(self.config.sample_pages)?;
-        self.running = Some(Running { sample, lengths: 0, since: now, before: Touches::default() });
+        let stall_ns = pager.usage().refault_stall_ns;
+        self.running = Some(Running { sample, lengths: 0, since: now, before: Touches::default(), stall_ns });
         Ok(())
     }
 
