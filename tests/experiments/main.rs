@@ -2,7 +2,7 @@
 //!
 //! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES]
 //! [--out DIR]`;
-//! without a name, what there is. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
+//! without a name, what there is; `all` are all of them. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
 
 mod active_tracking;
 mod balloon_fidelity;
@@ -39,10 +39,13 @@ use clap::Parser;
 
 use crate::scenario::{Plan, SCENARIOS, Scenario};
 
+/// In place of a name: one after the other.
+const ALL: &str = "all";
+
 /// The published experiments, side by side with ours.
 #[derive(Parser)]
 struct Arguments {
-    /// Which one; without it, a list.
+    /// Which one, or `all`; without it, a list.
     name: Option<String>,
     /// Seconds instead of minutes: what is asserted is the same.
     #[arg(long)]
@@ -64,20 +67,25 @@ fn main() -> ExitCode {
         SCENARIOS.iter().for_each(|scenario| println!("{:<20} {}", scenario.name, source(scenario)));
         return ExitCode::SUCCESS;
     };
-    let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == name) else {
+    let wanted: Vec<_> = SCENARIOS.iter().filter(|scenario| name == ALL || scenario.name == name).collect();
+    if wanted.is_empty() {
         eprintln!("experiments: {name} is none of them; without a name, what there is");
         return ExitCode::from(2);
-    };
+    }
     let out = arguments.out.unwrap_or_else(target_folder);
     if let Err(error) = fs::create_dir_all(&out) {
         eprintln!("experiments: {}: {error}", out.display());
         return ExitCode::from(2);
     }
-    println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
-    let report = (scenario.run)(&Plan::new(arguments.short, arguments.scale, arguments.ways, out));
-    print!("{report}");
-    println!("load: {}", load());
-    ExitCode::from(u8::from(!report.holds()))
+    let (plan, mut holds) = (Plan::new(arguments.short, arguments.scale, arguments.ways, out), true);
+    for scenario in wanted {
+        println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
+        let report = (scenario.run)(&plan);
+        print!("{report}");
+        println!("load: {}", load());
+        holds &= report.holds();
+    }
+    ExitCode::from(u8::from(!holds))
 }
 
 /// Where it is from, in a line.

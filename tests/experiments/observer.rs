@@ -139,10 +139,14 @@ impl Course {
         slopes(&self.level(count))
     }
 
+    /// A quantity of the guest under load, over time.
+    pub fn guest_level(&self, quantity: impl Fn(&GuestUsage) -> f64) -> Vec<(f64, f64)> {
+        self.under_load(self.guest.iter().map(|usage| (usage.up_ms as f64 / 1000.0, quantity(usage))).collect())
+    }
+
     /// What a count of the guest grows by in a second, under load, over time.
     pub fn guest_rate(&self, count: impl Fn(&GuestUsage) -> f64) -> Vec<(f64, f64)> {
-        let points = self.guest.iter().map(|usage| (usage.up_ms as f64 / 1000.0, count(usage)));
-        slopes(&self.under_load(points.collect()))
+        slopes(&self.guest_level(count))
     }
 
     /// What was between the beginning of the load and its end, in seconds from its beginning.

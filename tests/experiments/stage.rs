@@ -18,7 +18,7 @@ use cistern_tests::guests::Guest;
 use cistern_tests::initramfs::Initramfs;
 use cistern_tests::namespace::Namespace;
 use cistern_tests::paged::{MIB, PagedVm, folder_on_disk};
-use cistern_tests::process::{LIMIT, Running, binary};
+use cistern_tests::process::{LIMIT, Running, binary, ends_with_this_thread};
 use cistern_tests::swap_area::swap_area;
 use tempfile::TempDir;
 
@@ -120,7 +120,10 @@ impl Stage {
             Way::Ours | Way::Unlimited => None,
         };
         let confines = warden.map(|warden| Confines::prepare(plan.reach(), warden, budget_bytes, folder.path()));
-        let mut confines = confines.transpose().context(NotHere)?;
+        let mut confines = match (way, confines.transpose()) {
+            (Way::Linux(_), confines) => confines.context(NotHere)?,
+            (_, confines) => confines?,
+        };
         let namespace = setup.has_network.then(|| Namespace::new(HOST_ADDRESS));
         if let Some(namespace) = &namespace {
             let status = namespace.command(Path::new("ip")).args(["link", "set", Namespace::TAP, "mtu", MTU]).status();
@@ -131,6 +134,7 @@ impl Stage {
         let pool_bytes = confines.as_ref().map_or(budget_bytes, Confines::pool_bytes);
         let flags = if way == Way::Ours { flags(pool_bytes, folder.path()) } else { Vec::new() };
         confines.as_ref().map_or(Ok(()), |confines| confines.enter(&mut command))?;
+        ends_with_this_thread(&mut command, libc::SIGKILL);
         let guest = start(command, plan, setup, &flags, folder.path())?;
         let processes = Arc::new(Mutex::new(vec![guest.pid()]));
         let all = Arc::clone(&processes);
@@ -200,6 +204,7 @@ impl Stage {
             let arguments: Vec<_> = arguments.chain(self.flags.iter().map(String::as_str)).collect();
             let mut launcher = Command::new(binary());
             self.confines.as_ref().map_or(Ok(()), |confines| confines.enter(&mut launcher))?;
+            ends_with_this_thread(&mut launcher, libc::SIGKILL);
             let other = PagedVm::start_probe(launcher, &program, &arguments);
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).push(other.running.pid());
             if self.way == Way::Ours {

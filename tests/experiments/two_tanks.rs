@@ -42,7 +42,8 @@ const BELOW_SOFT: [Level; 3] = [Level::Hard, Level::Low, Level::Stop];
 pub fn run(plan: &Plan) -> Report {
     let mut report = Report::new(
         "the story names no guest; ours are probes that walk what they use, sampled every second instead of every minute; what they hold \
-         compresses, so that what has to leave is compressed before it is swapped",
+         compresses, so that what has to leave is compressed before it is swapped; in (d) A's balloon gives no more because it is \
+         full at a fifth of A, however fast this host's is",
     );
     for tax_percent in [75, 0] {
         Story::begin(plan, tax_percent).tell(plan, &mut report);
@@ -272,7 +273,7 @@ impl Story {
             format!("B {}, entered {below} times", self.held_and_active(&looks[B])),
         );
         report.claim(
-            format!("{} the balloon is too slow: hard is reached", self.step("d")),
+            format!("{} the balloon gives no more: hard is reached", self.step("d")),
             below > 0,
             format!("hard or lower {below} times"),
         );

@@ -1,9 +1,11 @@
 //! What a Linux guest gets done where memory is short, on each of the [ways](Way) to hold more guests than fit, beside what it gets
 //! done where it is not.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use cistern_tests::chart::Chart;
 use cistern_tests::guest_usage::GuestUsage;
 use cistern_tests::paged::MIB;
@@ -37,7 +39,7 @@ pub struct Outcome {
 /// What is drawn of a course over time: a file's ending, a title, and the points.
 type Drawing = (&'static str, &'static str, fn(&Course) -> Vec<(f64, f64)>);
 
-const DRAWINGS: [Drawing; 5] = [
+const DRAWINGS: [Drawing; 7] = [
     ("memory", "MiB of the host that all guests take", |course| course.level(|look| mib(look.taken_bytes))),
     ("host-cpu", "CPU time of all guests' processes and of reclaim (percent of a CPU)", |course| {
         course.rate(|look: &Look| look.cpu.as_secs_f64() * 100.0)
@@ -47,6 +49,12 @@ const DRAWINGS: [Drawing; 5] = [
     }),
     ("host-swap", "MiB a second to and from where the host swaps", |course| {
         course.rate(|look: &Look| mib(look.swapped_bytes))
+    }),
+    ("guest-memory", "MiB that are available to the guest by its own account", |course| {
+        course.guest_level(|usage: &GuestUsage| usage.available_kib as f64 / 1024.0)
+    }),
+    ("guest-swapped", "MiB in the guest's own swap", |course| {
+        course.guest_level(|usage: &GuestUsage| usage.in_swap_kib as f64 / 1024.0)
     }),
     ("guest-swap", "MiB a second to and from the guest's own swap", |course| {
         course.guest_rate(|usage: &GuestUsage| usage.swapped_kib as f64 / 1024.0)
@@ -67,13 +75,15 @@ pub fn compare(
         let measure = &measure;
         thread::scope(|scope| {
             let running: Vec<_> = ways.iter().map(|&way| (way, scope.spawn(move || measure(way)))).collect();
-            let end = |outcome: thread::ScopedJoinHandle<'_, _>| {
-                outcome.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
+            let end =
+                |outcome: thread::ScopedJoinHandle<'_, _>| outcome.join().unwrap_or_else(|panic| Err(said(&*panic)));
             running.into_iter().map(|(way, outcome)| (way, end(outcome))).collect()
         })
     } else {
-        ways.into_iter().map(|way| (way, measure(way))).collect()
+        // A guest that is killed, say, is what came of its way; the others are told all the same.
+        let caught =
+            |way| panic::catch_unwind(AssertUnwindSafe(|| measure(way))).unwrap_or_else(|panic| Err(said(&*panic)));
+        ways.into_iter().map(|way| (way, caught(way))).collect()
     };
     let mut report = Report::new(difference);
     for (way, outcome) in &outcomes {
@@ -102,6 +112,12 @@ pub fn compare(
         report.drawn(chart.write_to(&plan.out, &format!("{name}-{ending}.svg")));
     }
     report
+}
+
+/// A panic as an error.
+fn said(panic: &(dyn Any + Send)) -> Error {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    anyhow!("{}", text.unwrap_or("it has panicked"))
 }
 
 /// Rows and claims of a way: its figures, and beside them how many times as much they are as where memory is not short.

@@ -1,13 +1,14 @@
 //! QEMU as a whole machine with emulated AMD-V: the hardware under the nested host.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+
+use crate::process::ends_with_this_thread;
 
 /// How often the end of the machine is looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -82,14 +83,7 @@ impl Machine<'_> {
             command.arg("-serial").arg(format!("file:{}", port.display()));
         }
         command.args(self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
-        // SAFETY: prctl with PR_SET_PDEATHSIG is async-signal-safe and touches nothing of the parent's.
-        unsafe {
-            command.pre_exec(|| {
-                // A test that is killed takes its machine with it.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        ends_with_this_thread(&mut command, libc::SIGKILL);
         let mut child = Running(command.spawn().context("qemu-system-x86_64 (Debian package qemu-system-x86)")?);
         let deadline = Instant::now() + limit;
         let (mut heartbeats, mut last_heartbeat) = (0, Instant::now());
