@@ -17,7 +17,7 @@ use super::settings::PoolSettings;
 const MAGIC: [u8; 8] = *b"CISTPOOL";
 
 /// Rises whenever records change.
-pub(super) const FORMAT: u32 = 3;
+pub(super) const FORMAT: u32 = 4;
 
 /// The version of this program.
 pub(super) const PROGRAM: &str = env!("CARGO_PKG_VERSION");

@@ -117,6 +117,7 @@ impl Record for OrdersRecord {
         encoder.u64(standing.orders.grow_to_bytes);
         encoder.u64(standing.orders.unmerge_to_bytes);
         encoder.u64(standing.orders.balloon_target_bytes);
+        encoder.option(standing.orders.residence_ms);
     }
 
     fn decode(decoder: &mut Decoder<'_>) -> Option<Self> {
@@ -132,6 +133,7 @@ impl Record for OrdersRecord {
                 grow_to_bytes: decoder.u64()?,
                 unmerge_to_bytes: decoder.u64()?,
                 balloon_target_bytes: decoder.u64()?,
+                residence_ms: decoder.option()?,
             },
         };
         let sound =
@@ -319,6 +321,7 @@ impl Orders {
             grow_to_bytes: bounded(self.grow_to_bytes),
             unmerge_to_bytes: bounded(self.unmerge_to_bytes),
             balloon_target_bytes: bounded(self.balloon_target_bytes),
+            residence_ms: self.residence_ms.map(bounded),
         }
     }
 }

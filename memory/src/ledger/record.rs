@@ -130,6 +130,8 @@ pub struct Orders {
     pub unmerge_to_bytes: u64,
     /// What to ask of the balloon.
     pub balloon_target_bytes: u64,
+    /// How long a page stays in the RAM of that guest of the pool which lacks memory most; `None` where no page comes back.
+    pub residence_ms: Option<u64>,
 }
 
 /// One round of the leader: the pool as it sees it, and orders for its members.

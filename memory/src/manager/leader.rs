@@ -1,10 +1,12 @@
 //! What the leader of a pool decides in a round: from what its members say to what they are told. Pure.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use crate::ledger::{Identity, MAXIMUM_BYTES, MemberId, MemberView, Orders, PoolView, Report, Round};
 use crate::policy::allocator::{Claim, IdleTax, grants};
 use crate::policy::ladder::{Pool, Standing};
+use crate::policy::turnover::Turnover;
 use crate::policy::watermark::{Level, Watermarks};
 
 /// The part of the last watermark that is kept from all growth: room for what cannot wait.
@@ -16,6 +18,8 @@ pub(super) struct Leader {
     level: Level,
     /// Leave to grow that was given and may still be taken up, by member: when, and how far.
     outstanding: HashMap<MemberId, Vec<(u64, u64)>>,
+    /// How fast pages come back to each.
+    turnovers: HashMap<MemberId, Turnover>,
 }
 
 /// What a round is decided from, besides what the members say.
@@ -37,6 +41,7 @@ impl Leader {
         Self {
             level: view.level.unwrap_or_default(),
             outstanding: view.members.iter().filter_map(last_orders).collect(),
+            turnovers: HashMap::new(),
         }
     }
 
@@ -58,6 +63,7 @@ impl Leader {
         if is_at_rest(view) {
             self.level = Level::High;
             self.outstanding.clear();
+            self.turnovers.clear();
             let orders = view.members.iter().map(|member| (member.id, rest_orders(&member.identity))).collect();
             return Round { time_ns: now_ns, level: self.level, free_bytes, orders };
         }
@@ -73,6 +79,7 @@ impl Leader {
             .zip(&grants)
             .map(|((member, claim), &grant_bytes)| standing(member, claim, grant_bytes, self.committed_bytes(member)))
             .collect();
+        let residence_ms = self.residence(view, &standings).map(|residence| residence.as_millis() as u64);
         let pool = Pool {
             level: self.level,
             budget_bytes: settings.budget_bytes,
@@ -92,12 +99,28 @@ impl Leader {
                     grow_to_bytes: told.grow_to_bytes.min(MAXIMUM_BYTES),
                     unmerge_to_bytes: told.unmerge_to_bytes.min(MAXIMUM_BYTES),
                     balloon_target_bytes: told.balloon_target_bytes,
+                    residence_ms,
                 };
                 (member.id, orders)
             })
             .collect();
         self.remember(view, now_ns, &orders);
         Round { time_ns: now_ns, level: self.level, free_bytes, orders }
+    }
+
+    /// How long a page stays in the RAM of that member, of those that are granted less than they could use, where it stays the
+    /// shortest.
+    fn residence(&mut self, view: &PoolView, standings: &[Standing]) -> Option<Duration> {
+        let mut turnovers = HashMap::with_capacity(view.members.len());
+        for MemberView { id, report, .. } in &view.members {
+            let mut turnover = self.turnovers.remove(id).unwrap_or_default();
+            turnover.take(report.time_ns, report.refaulted_bytes);
+            turnovers.insert(*id, turnover);
+        }
+        self.turnovers = turnovers;
+        let squeezed = view.members.iter().zip(standings).filter(|(_, member)| member.grant_bytes < member.most_bytes);
+        let residences = squeezed.map(|(member, _)| self.turnovers[&member.id].residence(member.report.resident_bytes));
+        residences.min().filter(|residence| *residence < Duration::MAX)
     }
 
     /// What a member may take before it has seen another order: what it says it may, and whatever it was told since.
@@ -145,6 +168,7 @@ fn rest_orders(identity: &Identity) -> Orders {
         grow_to_bytes: MAXIMUM_BYTES,
         unmerge_to_bytes: MAXIMUM_BYTES,
         balloon_target_bytes: 0,
+        residence_ms: None,
     }
 }
 
@@ -265,6 +289,28 @@ mod tests {
         assert_eq!(grants_mib(0), [181, 181]);
         // All that the active one has touched, and the rest to the idle one.
         assert_eq!(grants_mib(75), [118, 243]);
+    }
+
+    #[test]
+    fn all_are_told_how_long_pages_stay_where_memory_lacks() {
+        let mut view = pool(383, 0, vec![member(0, 180, 0), member(1, 180, 240)]);
+        let mut leader = Leader::new(&view);
+        let mut told = |view: &mut PoolView, mib_a_second: u64| {
+            let rounds = (1..=60).map(|second| {
+                let report = &mut view.members[1].report;
+                (report.time_ns, report.resident_bytes) = (report.time_ns + 1_000_000_000, 180 * MIB);
+                report.refaulted_bytes += mib_a_second * MIB;
+                decide(&mut leader, view, second)
+            });
+            let last = rounds.last().expect("there were some");
+            last.orders.iter().map(|(_, orders)| orders.residence_ms).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&mut view, 0), [None; 2]);
+        let residences = told(&mut view, 18);
+        assert!(
+            residences.iter().all(|residence| residence.is_some_and(|ms| ms.abs_diff(10_000) < 100)),
+            "{residences:?}"
+        );
     }
 
     #[test]

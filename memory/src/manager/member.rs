@@ -331,6 +331,9 @@ impl Member {
         if kept.is_ok() {
             self.in_force = (standing.time_ns, orders.grow_to_bytes);
         }
+        if let Some(Guest { pager, .. }) = &self.guest {
+            pager.set_pool_residence(orders.residence_ms.map(Duration::from_millis));
+        }
         if let Some(Guest { balloon: Some(balloon), .. }) = &self.guest {
             let wanted_bytes = orders.balloon_target_bytes.min(self.balloon_most_bytes) / PAGE_SIZE * PAGE_SIZE;
             balloon.set_target_bytes(self.handle.manual_balloon_bytes().unwrap_or(wanted_bytes));

@@ -54,6 +54,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 pub use config::{EvictionMethod, PagerConfig};
 pub use credit::Limits;
@@ -192,6 +193,13 @@ impl Pager {
         let paging: Arc<dyn Paging> = pager.clone();
         pager.ram.attach(Arc::downgrade(&paging));
         Ok(pager)
+    }
+
+    /// How long a page stays in the RAM of that guest, of those that share this one's memory, which lacks it most: compressed
+    /// pages that are worth less go on to the swap file ([`Tiers`](crate::policy::tiers::Tiers)). `None`: no page comes back
+    /// anywhere.
+    pub fn set_pool_residence(&self, residence: Option<Duration>) {
+        self.paged.set_pool_residence(residence.unwrap_or(Duration::MAX));
     }
 
     /// Limits what resident and stored pages may cost the host, and arms the VM; without any limit it is opened again when

@@ -81,6 +81,9 @@ pub(super) struct Paged {
     /// Pages have been offered to the kernel for merging.
     // Alone: a sample later is soon enough.
     pub is_offered: AtomicBool,
+    /// How long pages stay where the pool lacks memory, in milliseconds.
+    // A hint, looked at once a second.
+    pool_residence_ms: AtomicU64,
     // Guards nothing: threads look at it between two pages.
     stopping: AtomicBool,
     // A clock of its own: only its steps matter.
@@ -111,6 +114,7 @@ impl Paged {
             guest_waits: AtomicBool::new(false),
             unmerging_waits: AtomicBool::new(false),
             is_offered: AtomicBool::new(false),
+            pool_residence_ms: AtomicU64::new(u64::MAX),
             stopping: AtomicBool::new(false),
             arrivals: AtomicU64::new(0),
             on_failure,
@@ -130,6 +134,19 @@ impl Paged {
     /// The kernel's side.
     pub fn kernel(&self) -> &Kernel {
         self.kernel.get().expect("pager threads and claims exist only in a VM that was armed")
+    }
+
+    /// How long a page stays where the pool lacks memory most; the longest there is outside of a pool.
+    pub fn pool_residence(&self) -> Duration {
+        match self.pool_residence_ms.load(Ordering::Relaxed) {
+            u64::MAX => Duration::MAX,
+            ms => Duration::from_millis(ms),
+        }
+    }
+
+    pub fn set_pool_residence(&self, residence: Duration) {
+        let ms = u64::try_from(residence.as_millis()).unwrap_or(u64::MAX);
+        self.pool_residence_ms.store(ms, Ordering::Relaxed);
     }
 
     /// No thread of the pager starts anything new.

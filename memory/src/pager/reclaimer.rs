@@ -233,20 +233,28 @@ impl Reclaimer {
         if store.pages == 0 || !self.can_swap() || !swap.is_some_and(|swap| has_room(swap.statistics())) {
             return 0;
         }
-        let tiers = Tiers {
-            residence: self.lock().pace.residence(view.resident_pages),
-            page_bytes: PAGE_BYTES as u64,
-            compressed_page_bytes: store.held_bytes / store.pages,
-            compressed_refault: self.paged.counters.usual_latency(Source::Compressed),
-            swapped_refault: self.paged.counters.usual_latency(Source::Swapped),
-        };
-        let age_seconds = tiers.demotion_age(self.paged.config.cold_after).as_secs_f64().ceil() as u64;
-        let Some(by_seconds) = self.paged.homes.now_seconds().checked_sub(age_seconds) else { return 0 };
+        let residence = self.lock().pace.residence(view.resident_pages);
+        let Some(by_seconds) = self.worth_less_by_seconds(residence) else { return 0 };
         let moved = Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench);
         if moved > 0 {
             self.paged.homes.compressed.tidy(TIDY_SLABS);
         }
         moved
+    }
+
+    /// Until when compressed pages must not have been touched to be worth less than those that stay for `residence`, in this
+    /// guest's RAM or another's.
+    fn worth_less_by_seconds(&self, residence: Duration) -> Option<u64> {
+        let store = self.paged.homes.compressed.statistics();
+        let tiers = Tiers {
+            residence: residence.min(self.paged.pool_residence()),
+            page_bytes: PAGE_BYTES as u64,
+            compressed_page_bytes: store.held_bytes / store.pages.max(1),
+            compressed_refault: self.paged.counters.usual_latency(Source::Compressed),
+            swapped_refault: self.paged.counters.usual_latency(Source::Swapped),
+        };
+        let age_seconds = tiers.demotion_age(self.paged.config.cold_after).as_secs_f64().ceil() as u64;
+        self.paged.homes.now_seconds().checked_sub(age_seconds)
     }
 
     /// What need not be done at once. True when there is more of it.
@@ -269,9 +277,9 @@ impl Reclaimer {
             swap.punch_holes(HOLE_PAGES);
             self.forget_marks(swap.statistics());
         }
-        let cold_seconds = self.paged.config.cold_after.as_secs();
         let mut moved = 0;
-        if let Some(by_seconds) = self.paged.homes.now_seconds().checked_sub(cold_seconds) {
+        // Its own pages need not leave now; another's may.
+        if let Some(by_seconds) = self.worth_less_by_seconds(Duration::MAX) {
             while moved < 64 * WRITE_PAGES as u64 && !self.paged.is_stopping() {
                 match Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench) {
                     0 => break,

@@ -20,7 +20,8 @@ const LONGER: std::ops::RangeInclusive<f64> = 1.0..=10_000.0;
 /// What is known of a VM's pages.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tiers {
-    /// How long a page stays in guest RAM before it has to leave.
+    /// How long a page stays in guest RAM before it has to leave, in this VM or, where that is shorter, in the one of its pool
+    /// that lacks memory most ([`Turnover`](super::turnover::Turnover)).
     pub residence: Duration,
     /// The size of a page.
     pub page_bytes: u64,

@@ -63,6 +63,7 @@ pub fn member(name: &str, slot: u16) -> MemberView {
             grow_to_bytes: mib(127),
             unmerge_to_bytes: mib(126),
             balloon_target_bytes: mib(64),
+            residence_ms: None,
         }),
         orders_age_ms: Some(400),
     }

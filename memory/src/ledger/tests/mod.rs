@@ -123,6 +123,7 @@ fn orders(number: u64) -> Orders {
         grow_to_bytes: number,
         unmerge_to_bytes: number,
         balloon_target_bytes: number,
+        residence_ms: number.is_multiple_of(3).then_some(number),
     }
 }
 
