@@ -2,8 +2,8 @@
  * usage SECONDS: what the guest does, said every so many seconds for as long as it runs.
  *
  * A line has milliseconds since boot, of those the ones not idle (/proc/stat: proc_stat(5)), KiB paged in and out from and to
- * the guest's own swap (/proc/vmstat), and KiB that are available and that are in that swap (/proc/meminfo). One program that keeps its files open, because each fork is dear where the guest's
- * kernel is interpreted.
+ * the guest's own swap (/proc/vmstat), and KiB that are available and that are in that swap (/proc/meminfo). One program that keeps
+ * its files open, because each fork is dear where the guest's kernel is interpreted.
  */
 #include <fcntl.h>
 #include <stdio.h>

@@ -199,7 +199,7 @@ impl Pager {
     /// pages that are worth less go on to the swap file ([`Tiers`](crate::policy::tiers::Tiers)). `None`: no page comes back
     /// anywhere.
     pub fn set_pool_residence(&self, residence: Option<Duration>) {
-        self.paged.set_pool_residence(residence.unwrap_or(Duration::MAX));
+        self.paged.set_pool_residence(residence);
     }
 
     /// Limits what resident and stored pages may cost the host, and arms the VM; without any limit it is opened again when

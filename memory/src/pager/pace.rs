@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::policy::brake::Thrash;
+use crate::policy::turnover;
 
 use super::paged::Paged;
 use super::recency::TURN;
@@ -32,7 +33,7 @@ impl Pace {
 
     /// How long a page stays in guest RAM, as they come now.
     pub fn residence(&self, resident_pages: u64) -> Duration {
-        Duration::try_from_secs_f64(resident_pages as f64 / self.arrivals_per_second).unwrap_or(Duration::MAX)
+        turnover::residence(resident_pages, self.arrivals_per_second)
     }
 
     /// To be called about once a second, with the time since the last call.

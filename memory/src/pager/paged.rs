@@ -136,16 +136,13 @@ impl Paged {
         self.kernel.get().expect("pager threads and claims exist only in a VM that was armed")
     }
 
-    /// How long a page stays where the pool lacks memory most; the longest there is outside of a pool.
+    /// How long a page stays where the pool lacks memory most; longer than anybody waits outside of a pool.
     pub fn pool_residence(&self) -> Duration {
-        match self.pool_residence_ms.load(Ordering::Relaxed) {
-            u64::MAX => Duration::MAX,
-            ms => Duration::from_millis(ms),
-        }
+        Duration::from_millis(self.pool_residence_ms.load(Ordering::Relaxed))
     }
 
-    pub fn set_pool_residence(&self, residence: Duration) {
-        let ms = u64::try_from(residence.as_millis()).unwrap_or(u64::MAX);
+    pub fn set_pool_residence(&self, residence: Option<Duration>) {
+        let ms = residence.map_or(u64::MAX, |residence| residence.as_millis() as u64);
         self.pool_residence_ms.store(ms, Ordering::Relaxed);
     }
 

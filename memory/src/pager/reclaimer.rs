@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::cpu_share::CpuShare;
 use crate::policy::tiers::Tiers;
 use crate::store::PAGE_BYTES;
+use crate::store::compressed::CompressedStatistics;
 use crate::store::swap::SwapStatistics;
 
 use super::config::EvictionMethod;
@@ -234,7 +235,7 @@ impl Reclaimer {
             return 0;
         }
         let residence = self.lock().pace.residence(view.resident_pages);
-        let Some(by_seconds) = self.worth_less_by_seconds(residence) else { return 0 };
+        let Some(by_seconds) = self.worth_less_by_seconds(residence, store) else { return 0 };
         let moved = Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench);
         if moved > 0 {
             self.paged.homes.compressed.tidy(TIDY_SLABS);
@@ -244,8 +245,7 @@ impl Reclaimer {
 
     /// Until when compressed pages must not have been touched to be worth less than those that stay for `residence`, in this
     /// guest's RAM or another's.
-    fn worth_less_by_seconds(&self, residence: Duration) -> Option<u64> {
-        let store = self.paged.homes.compressed.statistics();
+    fn worth_less_by_seconds(&self, residence: Duration, store: CompressedStatistics) -> Option<u64> {
         let tiers = Tiers {
             residence: residence.min(self.paged.pool_residence()),
             page_bytes: PAGE_BYTES as u64,
@@ -279,7 +279,7 @@ impl Reclaimer {
         }
         let mut moved = 0;
         // Its own pages need not leave now; another's may.
-        if let Some(by_seconds) = self.worth_less_by_seconds(Duration::MAX) {
+        if let Some(by_seconds) = self.worth_less_by_seconds(Duration::MAX, self.paged.homes.compressed.statistics()) {
             while moved < 64 * WRITE_PAGES as u64 && !self.paged.is_stopping() {
                 match Storer::write_back(&self.paged, WRITE_PAGES, by_seconds, &mut self.bench) {
                     0 => break,

@@ -31,8 +31,13 @@ impl Turnover {
     /// How long a page stays, where so many bytes are in guest RAM and pages come back as they do; the longest there is where
     /// none do.
     pub fn residence(&self, resident_bytes: u64) -> Duration {
-        Duration::try_from_secs_f64(resident_bytes as f64 / self.bytes_per_second).unwrap_or(Duration::MAX)
+        residence(resident_bytes, self.bytes_per_second)
     }
+}
+
+/// How long each of so many stays, where so many a second come; the longest there is where none do.
+pub fn residence(resident: u64, coming_per_second: f64) -> Duration {
+    Duration::try_from_secs_f64(resident as f64 / coming_per_second).unwrap_or(Duration::MAX)
 }
 
 #[cfg(test)]

@@ -61,12 +61,13 @@ prop_compose! {
 prop_compose! {
     fn any_orders()(
         generation: u64, time_ns: u64, leader_pid: u32, level in 0..5_u8, bytes in any::<[u64; 4]>(),
-        reclaim_to_bytes: Option<u64>, residence_ms: Option<u64>, free_bytes in -(MAXIMUM_BYTES as i64)..=MAXIMUM_BYTES as i64,
+        reclaim_to_bytes: Option<u64>, residence_ms: Option<u64>,
+        free_bytes in -(MAXIMUM_BYTES as i64)..=MAXIMUM_BYTES as i64,
     ) -> OrdersRecord {
         let [grant_bytes, grow_to_bytes, unmerge_to_bytes, balloon_target_bytes] = bytes;
         let orders =
-            Orders { grant_bytes, reclaim_to_bytes, grow_to_bytes, unmerge_to_bytes, balloon_target_bytes, residence_ms }.in_range();
-        let level = Level::from_number(level).unwrap();
+            Orders { grant_bytes, reclaim_to_bytes, grow_to_bytes, unmerge_to_bytes, balloon_target_bytes, residence_ms };
+        let (level, orders) = (Level::from_number(level).unwrap(), orders.in_range());
         OrdersRecord { generation, standing: StandingOrders { time_ns, leader_pid, level, free_bytes, orders } }
     }
 }
