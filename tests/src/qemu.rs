@@ -26,8 +26,6 @@ pub struct Machine<'a> {
     pub memory_mib: u32,
     /// Number of CPUs.
     pub cpus: u32,
-    /// One thread emulates all CPUs in turn, instead of one each.
-    pub one_thread: bool,
     /// Further arguments, like `-device` ones.
     pub arguments: &'a [String],
     /// What the guest writes to its first port all the while it is alive. A kernel that only complains of CPUs that are stuck
@@ -68,10 +66,9 @@ impl Machine<'_> {
         let directory = tempfile::tempdir().context("a temporary directory")?;
         let ports: [PathBuf; 2] = ["ttyS0", "ttyS1"].map(|name| directory.path().join(name));
         let errors = directory.path().join("stderr");
-        let accelerator = if self.one_thread { "tcg,thread=single" } else { "tcg,thread=multi" };
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-M", "q35", "-accel", accelerator, "-cpu", "max", "-nodefaults", "-display", "none"])
+            .args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-nodefaults", "-display", "none"])
             .arg("-no-reboot")
             .args(["-m", &self.memory_mib.to_string(), "-smp", &self.cpus.to_string()])
             .arg("-kernel")

@@ -228,14 +228,12 @@ fn churn(kernel: CloudKernel, eviction: &str) -> Result<()> {
     // Four touches of five find the page out; two of three are reckoned with.
     let touches = (CYCLES + CHURNED_PAGES) * 3 / 2;
     let transcript = Lab::new(kernel)?
-        .with_one_thread()
         .with_program(process::binary())?
         .with_file("/g/probe", process::probe())
         .with_disk(&image)
         .step("churn", &CHURN.replace("TOUCHES", &touches.to_string()))
         .step("counters", "cistern stats /tmp/socket --json")
         .step("end", "pid=$(cat /tmp/pid); kill $pid; kill $pid; while kill -0 $pid; do sleep 1; done")
-        // Here, because two virtual machines on two emulating threads sooner or later meet a half-written instruction.
         .step("merging", if kernel == CloudKernel::V6_12 { MERGE } else { "" })
         .step("merged", if kernel == CloudKernel::V6_12 { "cat /tmp/merged.json" } else { "" })
         .run(LIMIT * 5)?;

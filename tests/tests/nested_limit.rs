@@ -40,7 +40,6 @@ fn in_nested_host(kernel: CloudKernel, cgroup: &str, program: &Path, arguments: 
     let name = program.file_name().expect("a program has a name").to_str().expect("cargo's names are plain");
     let transcript = Lab::new(kernel)?
         .with_modules(&["zram"])?
-        .with_one_thread()
         .with_program(process::binary())?
         .with_program(program)?
         .with_disk(&image)
