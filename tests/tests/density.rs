@@ -189,6 +189,47 @@ fn what_goes_wrong_is_its_status() {
     expect_nothing_left(folder.path());
 }
 
+/// The second of two guests finds a bad page, whose program is this.
+const SECOND_IS_BAD: &str = "fill:4M;repeat:{n},(verify;walk:4M,touches=1000;damage:flip)";
+
+#[test]
+fn a_bad_page_is_told_though_fewer_guests_are_good() {
+    let folder = folder_on_disk();
+    let of_two = ["--memory", "32M", "--budget", "64M"];
+    let max = ["density", "--guests", "max", "--goodput", "0.1", "--json", "--probe", SECOND_IS_BAD];
+    let report = report(&cistern(&[&max[..], &of_two].concat()).expect_status(1));
+    assert_eq!((counter(&report, "guests"), counter(&report, "bad_pages")), (1, 0), "{report}");
+    let trials = report["trials"].as_array().expect("trials");
+    let tried: Vec<_> = trials.iter().map(|trial| (counter(trial, "guests"), counter(trial, "bad_pages"))).collect();
+    assert_eq!((tried, &report["has_passed"]), (vec![(2, 1), (1, 0)], &true.into()), "{report}");
+
+    // Stopped after it, too.
+    let program = "fill:4M;repeat:{n},(verify;damage:flip);idle:3600";
+    let mut density = start(&folder, &[&["--guests", "2", "--probe", program], &of_two[..]].concat());
+    density.wait_for("two guests at work", |line| line.contains("at work"));
+    density.wait_for("10 s more", |line| line.contains("at work"));
+    density.signal(libc::SIGINT);
+    let finished = density.finish(LIMIT).expect_status(1);
+    assert!(finished.stderr.contains("there is no report, and 1 pages were bad"), "{finished:?}");
+    expect_nothing_left(folder.path());
+}
+
+#[test]
+fn where_not_even_one_guest_passes_there_is_a_report() {
+    let (out, swap) = (folder_on_disk(), folder_on_disk());
+    let program = "fill:24M,random=100,seed={n};repeat:forever,(walk:24M,touches=2000,write=30)";
+    let flags = ["--memory=32M", "--budget=16M", "--warmup=0.5", "--secs=2", "--probe", program];
+    let folders = [format!("--out={}", out.path().display()), format!("--swap={}", swap.path().display())];
+    let arguments = [&["density", "--guests=max"], &flags[..], &folders.each_ref().map(String::as_str)].concat();
+    let finished = cistern(&arguments).expect_status(1);
+    assert!(finished.stdout.contains("\nNot even one guest keeps 95 % of its goodput.\n"), "{finished:?}");
+    let written = fs::read_to_string(out.path().join("report.json")).expect("report.json");
+    let report: Value = serde_json::from_str(&written).expect("JSON");
+    assert_eq!((counter(&report, "guests"), &report["has_passed"]), (1, &false.into()), "{report}");
+    assert_eq!((counter(&report, "guests_ok"), counter(&report, "bad_pages")), (1, 0), "{report}");
+    expect_nothing_left(swap.path());
+}
+
 #[test]
 fn stopped_it_takes_everything_along() {
     let folder = folder_on_disk();

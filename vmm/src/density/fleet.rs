@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cistern::guests::PROBE;
-use cistern_memory::ledger::Ledger;
+use cistern_memory::ledger::{Ledger, Level};
 use tempfile::TempDir;
 
 use super::account::Account;
@@ -161,6 +161,11 @@ impl<'a> Fleet<'a> {
     /// Whether there is one.
     pub fn is_pooled(&self) -> bool {
         !self.plan.is_unmanaged
+    }
+
+    /// The pool's level when it was last read.
+    pub fn level(&self) -> Option<Level> {
+        self.pool.samples.last()?.level
     }
 
     /// What it is at.

@@ -44,8 +44,8 @@ const ALONE_ROOM_BYTES: u64 = 64 << 20;
 /// Whoever runs it has stopped it.
 struct Stopped;
 
-/// Runs it; the status is 0 when every guest ended well and no page was bad, else 1. Stopped by a signal it is 0, as `run`
-/// has it.
+/// Runs it; the status is 0 when every guest ended well, no page was bad, and any number of guests passed where the largest was
+/// looked for, else 1. Stopped by a signal it is 0, as `run` has it, if no page was bad until then.
 pub fn run(density: Density) -> Result<u8> {
     let (out, json): (Option<PathBuf>, bool) = (density.out.clone(), density.json);
     let plan = Plan::new(density)?;
@@ -62,10 +62,14 @@ pub fn run(density: Density) -> Result<u8> {
     limits::raise_open_files().context("limit of open files")?;
     let signals = Signals::block().context("signals")?;
     restore_terminal_on_fatal_signals().context("signals")?;
-    let mut bench = Bench { plan: &plan, signals, screen: Screen::new(json) };
-    let Some((report, has_failed)) = bench.run()? else {
-        let _ = writeln!(io::stderr(), "cistern: density: stopped before its end: there is no report");
-        return Ok(0);
+    let mut bench = Bench { plan: &plan, signals, screen: Screen::new(json), bad_pages: 0, has_crashed: false };
+    let Some(report) = bench.run()? else {
+        let bad = match bench.bad_pages {
+            0 => String::new(),
+            pages => format!(", and {pages} pages were bad"),
+        };
+        let _ = writeln!(io::stderr(), "cistern: density: stopped before its end: there is no report{bad}");
+        return Ok(if bench.bad_pages > 0 { STATUS_ERROR } else { 0 });
     };
     if let Some(folder) = out {
         report.write(&folder)?;
@@ -73,7 +77,8 @@ pub fn run(density: Density) -> Result<u8> {
     // Whoever closed stdout does not want to read it.
     let text = if json { report.json() } else { report::table::render(&report) };
     let _ = io::stdout().write_all(text.as_bytes());
-    Ok(if has_failed { STATUS_ERROR } else { 0 })
+    let is_good = report.verdict.is_good() && bench.bad_pages == 0 && !bench.has_crashed;
+    Ok(if is_good && (report.has_passed || !report.is_max) { 0 } else { STATUS_ERROR })
 }
 
 /// What all fleets have in common.
@@ -81,22 +86,25 @@ struct Bench<'a> {
     plan: &'a Plan,
     signals: Signals,
     screen: Screen,
+    /// Of all fleets, those too that were stopped.
+    bad_pages: u64,
+    /// A guest of any fleet has.
+    has_crashed: bool,
 }
 
 impl Bench<'_> {
-    /// All that is to be done: the report, and whether a page was bad or a guest crashed. `None` when it was stopped.
-    fn run(&mut self) -> Result<Option<(Report, bool)>> {
+    /// All that is to be done: the report, `None` when it was stopped.
+    fn run(&mut self) -> Result<Option<Report>> {
         let Ok(yardsticks) = self.measure_alone()? else { return Ok(None) };
         let found = match self.plan.count {
-            Count::Number(guests) => self.try_number(guests, &yardsticks)?.map(|tried| (tried, Vec::new(), false)),
+            Count::Number(guests) => self.try_number(guests, &yardsticks)?.map(|tried| (tried, Vec::new())),
             Count::Max => self.find_most(&yardsticks)?,
         };
-        let Ok(((ended, verdict), mut trials, has_failed_before)) = found else { return Ok(None) };
+        let Ok(((ended, verdict), mut trials)) = found else { return Ok(None) };
         if trials.is_empty() {
             trials.push(Trial::of(&verdict, self.plan.goodput));
         }
-        let has_failed = has_failed_before || verdict.guests_ok < verdict.guests || verdict.bad_pages > 0;
-        Ok(Some((Report::of(self.plan, &ended, verdict, trials), has_failed)))
+        Ok(Some(Report::of(self.plan, &ended, verdict, trials)))
     }
 
     /// What a guest of each kind does alone; `None` for a kind of whose work nothing can be told.
@@ -135,17 +143,17 @@ impl Bench<'_> {
         let ended = self.work(cast, &format!("{guests} guests"))?;
         Ok(ended.map(|ended| {
             let verdict = Verdict::of(&ended, &programs, yardsticks, plan.memory.bytes);
+            self.has_crashed |= verdict.has_crashed;
             (ended, verdict)
         }))
     }
 
-    /// The most guests that keep their goodput, all that were tried, and whether pages were bad or guests crashed among
-    /// those.
+    /// The most guests that keep their goodput, or the fewest where not even those do, and all that were tried.
     #[expect(clippy::type_complexity)]
     fn find_most(
         &mut self,
         yardsticks: &[Option<Yardstick>],
-    ) -> Result<Result<((Ended, Verdict), Vec<Trial>, bool), Stopped>> {
+    ) -> Result<Result<((Ended, Verdict), Vec<Trial>), Stopped>> {
         let plan = self.plan;
         if !yardsticks.iter().flatten().all(|yardstick| yardstick.alone.is_known()) {
             anyhow::bail!("density: a guest alone has told of no walk: there is no goodput to keep");
@@ -153,33 +161,26 @@ impl Bench<'_> {
         // So many fit without any overcommit.
         let first = (plan.budget.bytes / plan.memory.bytes) as usize;
         let mut search = Search::new(first, MAXIMUM_MEMBERS.into());
-        let (mut best, mut trials, mut has_failed) = (None, Vec::new(), false);
+        let (mut last, mut best, mut trials) = (None, None, Vec::new());
         while let Some(guests) = search.next() {
             let Ok((ended, verdict)) = self.try_number(guests, yardsticks)? else { return Ok(Err(Stopped)) };
             let trial = Trial::of(&verdict, plan.goodput);
             self.screen.tell(&trial);
             search.take(guests, trial.has_passed);
-            has_failed |= verdict.bad_pages > 0 || verdict.has_crashed;
-            if trial.has_passed || best.is_none() {
-                best = Some((ended, verdict));
-            }
+            *(if trial.has_passed { &mut best } else { &mut last }) = Some((ended, verdict));
             trials.push(trial);
         }
-        if search.passed() == 0 {
-            let percent = plan.goodput * 100.0;
-            anyhow::bail!("density: not even one guest keeps {percent} % of its goodput within {}", plan.budget);
-        }
-        // The first is kept only until one passes.
-        let best = best.filter(|(_, verdict)| verdict.guests == search.passed());
-        Ok(Ok((best.expect("the last that passed is the largest"), trials, has_failed)))
+        // What passed last is the largest that did; where nothing did, what failed last is the smallest.
+        let found = best.or(last).expect("a search tries something");
+        Ok(Ok((found, trials)))
     }
 
     /// A fleet from its start to its end.
     fn work(&mut self, cast: Cast, title: &str) -> Result<Result<Ended, Stopped>> {
         let mut fleet = Fleet::launch(self.plan, cast)?;
-        if !self.screen.show(&mut fleet, title, &self.signals)? {
-            return Ok(Err(Stopped));
-        }
-        Ok(Ok(fleet.end()?))
+        let is_whole = self.screen.show(&mut fleet, title, &self.signals)?;
+        let ended = fleet.end()?;
+        self.bad_pages += ended.records.iter().map(|record| record.bad_pages).sum::<u64>();
+        Ok(if is_whole { Ok(ended) } else { Err(Stopped) })
     }
 }

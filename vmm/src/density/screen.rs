@@ -62,7 +62,8 @@ impl Screen {
             fleet.go_on(FRAME)?;
             if self != Self::Silent && (told != Some(fleet.stage()) || Instant::now() >= due) {
                 (told, due) = (Some(fleet.stage()), Instant::now() + LINE_INTERVAL);
-                print(&format!("{}\n", caption(title, fleet.stage(), fleet.progress())));
+                let level = fleet.level().map_or(String::new(), |level| format!(", level {level}"));
+                print(&format!("{}{level}\n", caption(title, fleet.stage(), fleet.progress())));
             }
         }
         Ok(true)
@@ -74,7 +75,11 @@ impl Screen {
             return;
         }
         let worst = trial.goodput.map_or("-".to_owned(), |goodput| format!("{:.1} %", goodput.worst_percent));
-        let verdict = if trial.has_passed { "enough" } else { "too many" };
+        let verdict = match (trial.has_passed, trial.bad_pages) {
+            (true, _) => "enough".to_owned(),
+            (false, 0) => "too many".to_owned(),
+            (false, pages) => format!("{pages} BAD PAGES"),
+        };
         let host = mebibytes(trial.peak_host_bytes);
         print(&format!("{:>4} guests: worst goodput {worst}, host memory {host}: {verdict}\n", trial.guests));
     }

@@ -32,11 +32,6 @@ impl Search {
             self.failed = Some(self.failed.map_or(number, |failed| failed.min(number)));
         }
     }
-
-    /// The largest that passed; 0 while none did.
-    pub fn passed(&self) -> usize {
-        self.passed
-    }
 }
 
 #[cfg(test)]
@@ -50,7 +45,7 @@ mod tests {
             search.take(number, number <= limit);
             tried.push(number);
         }
-        (search.passed(), tried)
+        (search.passed, tried)
     }
 
     #[test]

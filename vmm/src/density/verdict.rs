@@ -166,10 +166,15 @@ impl Verdict {
         }
     }
 
+    /// Whether nothing went wrong.
+    pub fn is_good(&self) -> bool {
+        self.guests_ok == self.guests && self.bad_pages == 0
+    }
+
     /// Whether nothing went wrong, and no guest has less than this goodput, 0 to 1.
     pub fn keeps(&self, goodput: f64) -> bool {
         let worst = self.goodput.map_or(0.0, |goodput| goodput.worst_percent);
-        self.guests_ok == self.guests && self.bad_pages == 0 && worst >= goodput * 100.0
+        self.is_good() && worst >= goodput * 100.0
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Trial {
     pub guests: usize,
     /// Of those, guests that nothing went wrong with.
     pub guests_ok: usize,
+    /// Pages that were not what they must be.
+    pub bad_pages: u64,
     /// Whether all kept the goodput that is asked for.
     pub has_passed: bool,
     /// Their goodput.
@@ -51,6 +53,7 @@ impl Trial {
         Self {
             guests: verdict.guests,
             guests_ok: verdict.guests_ok,
+            bad_pages: verdict.bad_pages,
             has_passed: verdict.keeps(goodput),
             goodput: verdict.goodput,
             latency_ns: verdict.latency_ns,
@@ -134,9 +137,11 @@ fn date(seconds: u64) -> String {
 /// Everything. Serialized, it is report.json.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// The fleet that is reported: the largest that kept its goodput, where that was looked for.
+    /// The fleet that is reported: the largest that kept its goodput, where that was looked for; the smallest where none did.
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// Whether all of its guests kept the goodput that is asked for.
+    pub has_passed: bool,
     /// It was looked for the largest.
     pub is_max: bool,
     /// What each guest must get done of what it does alone.
@@ -186,6 +191,7 @@ impl Report {
             resident_bytes: sample.resident_bytes,
         });
         Self {
+            has_passed: verdict.keeps(plan.goodput),
             is_max: plan.count == Count::Max,
             required_goodput_percent: plan.goodput * 100.0,
             in_time_factor: IN_TIME_FACTOR,
@@ -287,6 +293,7 @@ pub mod tests {
             vec![Trial::of(&verdict, 0.95), Trial { guests: 4, has_passed: false, ..Trial::of(&verdict, 0.95) }];
         Report {
             verdict,
+            has_passed: true,
             is_max: true,
             required_goodput_percent: 95.0,
             in_time_factor: IN_TIME_FACTOR,

@@ -25,14 +25,21 @@ pub fn render(report: &Report) -> String {
             let (median, worst) = percents(trial.goodput);
             let (p50, p99) = times(trial.latency_ns);
             let (guests, ok, host) = (trial.guests, trial.guests_ok, mebibytes(trial.peak_host_bytes));
-            let mark = if trial.has_passed { "" } else { "  too many" };
+            let mark = match (trial.has_passed, trial.bad_pages) {
+                (true, _) => String::new(),
+                (false, 0) => "  too many".to_owned(),
+                (false, pages) => format!("  {pages} bad pages"),
+            };
             line(&format!("{guests:>8}{ok:>8}{median:>10}{worst:>9}{p50:>10}{p99:>10}{host:>12}{mark}"));
         }
         line("");
     }
     if report.is_max {
-        let required = report.required_goodput_percent;
-        line(&format!("At most {} guests each keep {required} % of their goodput.", verdict.guests));
+        let (guests, required) = (verdict.guests, report.required_goodput_percent);
+        line(&match report.has_passed {
+            true => format!("At most {guests} guests each keep {required} % of their goodput."),
+            false => format!("Not even one guest keeps {required} % of its goodput."),
+        });
         line("");
     }
     for failure in &verdict.failures {
@@ -167,6 +174,8 @@ mod tests {
         report.verdict.peak_host_bytes = 41 << 20;
         let text = render(&report);
         assert!(text.contains("median -, worst -") && text.contains("MORE THAN THE BUDGET"), "{text}");
+        report.has_passed = false;
+        assert!(render(&report).contains("Not even one guest keeps 95 % of its goodput."), "{text}");
         report.unmanaged = true;
         assert!(render(&report).contains("which nobody keeps"));
     }
