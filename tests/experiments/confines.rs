@@ -6,11 +6,13 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use cistern_tests::baseline::Baseline;
 use cistern_tests::baseline::cgroup::Cgroup;
 use cistern_tests::baseline::host::Host;
 use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::{Reclaimer, Work};
+use cistern_tests::baseline::{Baseline, Swap};
+
+use crate::way::Way;
 
 /// In a cgroup our pool has this part less: what is charged there besides and a pool does not count, KVM's own memory and that of
 /// `density` itself.
@@ -19,18 +21,12 @@ const UNCOUNTED_PART: u64 = 16;
 /// Room in the kernel's swap, in budgets.
 const SWAP_BUDGETS: u64 = 4;
 
-/// Who keeps guests within a budget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Warden {
-    /// The kernel.
-    Linux(Baseline),
-    /// Our manager. What the host is to be ready for, and is put back to, is said by a baseline.
-    Ours(Baseline),
-}
+/// What ours wants of the host, beside no swap: that KSM, which its leader may drive, is put back.
+const HOST_OF_OURS: Baseline = Baseline { swap: Swap::Nothing, merges: true };
 
 /// A host that is ready for guests, and is put back when dropped.
 pub struct Confines {
-    warden: Warden,
+    way: Way,
     budget_bytes: u64,
     cgroup: Option<Cgroup>,
     // Before the host, which it works on.
@@ -43,17 +39,17 @@ impl Confines {
     ///
     /// # Errors
     /// The host lacks what it takes, which is named; this is not root.
-    pub fn prepare(reach: &Reach, warden: Warden, budget_bytes: u64, folder: &Path) -> Result<Self> {
-        let (Warden::Linux(baseline) | Warden::Ours(baseline)) = warden;
+    pub fn prepare(reach: &Reach, way: Way, budget_bytes: u64, folder: &Path) -> Result<Self> {
+        let baseline = way.of_linux().unwrap_or(HOST_OF_OURS);
         let mut host = Host::prepare(baseline, budget_bytes, SWAP_BUDGETS * budget_bytes, folder)?;
         let cgroup = matches!(reach, Reach::Guests(_)).then(|| host.cgroup()).transpose()?;
         let host = Arc::new(host);
         let limited = cgroup.clone().map(|cgroup| {
             // Our leader drives ksmd by itself.
-            let merges = baseline.merges && matches!(warden, Warden::Linux(_));
+            let merges = baseline.merges && way != Way::Ours;
             Reclaimer::limit(Baseline { merges, ..baseline }, Arc::clone(&host), budget_bytes, cgroup)
         });
-        Ok(Self { warden, budget_bytes, cgroup, reclaimer: limited.transpose()?, host })
+        Ok(Self { way, budget_bytes, cgroup, reclaimer: limited.transpose()?, host })
     }
 
     /// Has a command run in the cgroup, where there is one.
@@ -72,7 +68,7 @@ impl Confines {
 
     /// Has the kernel driven from outside, where no limit does it. `processes` tells of the guests.
     pub fn watch(&mut self, processes: impl Fn() -> Vec<u32> + Send + 'static) {
-        if let (Warden::Linux(baseline), None) = (self.warden, &self.reclaimer) {
+        if let (Some(baseline), None) = (self.way.of_linux(), &self.reclaimer) {
             self.reclaimer = Some(Reclaimer::advise(baseline, Arc::clone(&self.host), self.budget_bytes, processes));
         }
     }

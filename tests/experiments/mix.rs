@@ -1,5 +1,8 @@
 //! What guests of overcommitted hosts do: most idle, some work, and their memory holds a bit of everything.
 
+use cistern_memory::PAGE_SIZE;
+use cistern_tests::paged::MIB;
+
 use crate::scenario::Plan;
 
 /// What each guest is told it has, and what it fills of that.
@@ -26,6 +29,11 @@ pub const OTHERS: [Mix; 4] = [
     Mix { name: "incompressible", kinds: "zero=5,dup=5,text=10,random=80", ..USUAL },
     Mix { name: "alike", kinds: "zero=15,dup=65,text=15,random=5", ..USUAL },
 ];
+
+/// What each guest compares in the end, in the short version.
+pub const fn filled_pages(plan: &Plan) -> u64 {
+    FILLED_MIB * plan.scale * MIB / PAGE_SIZE
+}
 
 impl Mix {
     /// The guests, as `cistern density` is told of them. In the short version they end.

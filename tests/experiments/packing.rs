@@ -17,11 +17,11 @@ use cistern_tests::process::{binary, children, ends_with_this_thread};
 use cistern_tests::samples::private_bytes;
 use serde_json::Value;
 
-use crate::confines::{Confines, Warden};
+use crate::confines::Confines;
 use crate::mix::{self, MEMORY_MIB, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::Plan;
-use crate::way::NotHere;
+use crate::way::{NotHere, Way};
 
 /// What all guests may take together.
 const BUDGET_MIB: u64 = 512;
@@ -39,8 +39,8 @@ const TIMES: [&str; 4] = ["--warmup", "25", "--secs", "20"];
 /// How often the best are measured: the median counts.
 const TURNS: usize = 3;
 
-/// Of Linux's ways those that the other mixes are measured beside.
-const USED_MOST: [&str; 2] = ["zram", "zswap-20-lzo"];
+/// Of Linux's ways those that the other mixes are measured beside: what is used most, and what packs the usual mix best.
+const USED_MOST: [&str; 2] = ["zram", "zswap-20-lzo+ksm"];
 
 /// Of the usual mix ours is to pack so many times as many guests as the best other way.
 const ASKED: f64 = 1.5;
@@ -50,8 +50,7 @@ const BEHIND: f64 = 0.9;
 
 /// What came of a number of guests, or of the search for it.
 struct Packed {
-    /// `None` is ours.
-    baseline: Option<Baseline>,
+    way: Way,
     guests: u64,
     guests_ok: u64,
     bad_pages: u64,
@@ -71,13 +70,13 @@ struct Packed {
 pub fn run(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let mut measured = Vec::new();
-    for name in plan.ways.iter().filter(|name| **name != name_of(None)) {
-        if let Err(error) = name.parse::<Baseline>() {
+    for name in &plan.ways {
+        if let Err(error) = name.parse::<Way>() {
             bench.report.claim(format!("{name} is a way"), false, error);
         }
     }
-    let ways = [None].into_iter().chain(bench.grid().into_iter().map(Some));
-    for way in ways.filter(|way| plan.ways.is_empty() || plan.ways.contains(&name_of(*way))) {
+    let ways = [Way::Ours].into_iter().chain(bench.grid().into_iter().map(Way::Linux));
+    for way in ways.filter(|way| plan.ways.is_empty() || plan.ways.contains(&way.to_string())) {
         measured.extend(bench.measure(&mix::USUAL, way).map(|guests| (way, vec![guests])));
     }
     if !plan.is_short {
@@ -95,9 +94,9 @@ pub fn run_mixes(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let (others, ways) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
     for mix in &mix::OTHERS[..others] {
-        let ours = bench.measure(mix, None);
+        let ours = bench.measure(mix, Way::Ours);
         let ways = USED_MOST[..ways].iter().map(|name| name.parse().expect("it is one of the grid"));
-        let best = ways.filter_map(|way| bench.measure(mix, Some(way))).max();
+        let best = ways.filter_map(|way| bench.measure(mix, way)).max();
         let (Some(ours), Some(best), false) = (ours, best, plan.is_short) else { continue };
         let ratio = ours as f64 / best.max(1) as f64;
         let behind = if ratio < BEHIND { ": behind" } else { "" };
@@ -144,8 +143,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures a way once and reports it. `None` where it cannot be had on this host.
-    fn measure(&mut self, mix: &Mix, way: Option<Baseline>) -> Option<u64> {
-        let mut name = name_of(way);
+    fn measure(&mut self, mix: &Mix, way: Way) -> Option<u64> {
+        let mut name = way.to_string();
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
@@ -158,7 +157,7 @@ impl<'a> Bench<'a> {
                 self.chart.line(&name, packed.course);
                 Some(guests)
             }
-            Err(error) if way.is_none() => {
+            Err(error) if way == Way::Ours => {
                 self.report.claim("ours can be measured", false, format!("{error:#}"));
                 None
             }
@@ -171,13 +170,13 @@ impl<'a> Bench<'a> {
     }
 
     fn show(&mut self, name: &str, packed: &Packed) {
-        let Packed { baseline, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, .. } = packed;
+        let Packed { way, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, .. } = packed;
         let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
         let mut found = format!("{guests} guests, at most {} MiB", peak_bytes / MIB);
         if let Some(percent) = packed.worst_goodput_percent {
             found += &format!(", worst goodput {percent:.0} %");
         }
-        if baseline.is_some() && !self.plan.is_short {
+        if *way != Way::Ours && !self.plan.is_short {
             found += &format!(", reclaim {:.0} % of a CPU", packed.reclaim_cpu_percent);
         }
         if self.is_limited() {
@@ -187,14 +186,15 @@ impl<'a> Bench<'a> {
         // Those that never end compare what they touch, and nobody counts it.
         let looked_at =
             if self.plan.is_short { format!("{verified_pages} verified") } else { "all touched".to_owned() };
-        let is_whole = *bad_pages == 0 && (!self.plan.is_short || *verified_pages > 0);
+        let is_whole =
+            *bad_pages == 0 && (!self.plan.is_short || *verified_pages == guests * mix::filled_pages(self.plan));
         self.report.claim(
             format!("{name}: no page is bad"),
-            is_whole && (baseline.is_none() || paged_out_bytes > 0),
+            is_whole && (*way == Way::Ours || paged_out_bytes > 0),
             format!("{bad_pages} of {looked_at}"),
         );
         // Whoever looks for the most that fit starts too many.
-        if self.plan.is_short || baseline.is_none() {
+        if self.plan.is_short || *way == Way::Ours {
             self.report.claim(
                 format!("{name}: all guests end well"),
                 guests_ok == guests && killed == 0,
@@ -204,57 +204,48 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures ours and the best of the others again, and puts the medians beside each other.
-    fn compare(&mut self, mut measured: Vec<(Option<Baseline>, Vec<u64>)>) {
-        let once =
-            |way: Option<Baseline>| measured.iter().find(|(other, _)| *other == way).map(|(_, guests)| guests[0]);
+    fn compare(&mut self, mut measured: Vec<(Way, Vec<u64>)>) {
+        let once = |way| measured.iter().find(|(other, _)| *other == way).map(|(_, guests)| guests[0]);
         for swap in Baseline::grid().into_iter().filter(|way| way.merges).map(|way| way.swap) {
-            let [alone, merging] = [false, true].map(|merges| once(Some(Baseline { swap, merges })));
+            let [alone, merging] = [false, true].map(|merges| once(Way::Linux(Baseline { swap, merges })));
             if let (Swap::Zswap { .. }, Some(alone), Some(merging)) = (swap, alone, merging) {
                 let name = format!("{} by the same without KSM", Baseline { swap, merges: true });
                 self.report.row(name, NOT_PUBLISHED, format!("{merging} by {alone} guests"));
             }
         }
-        let best = measured.iter().filter(|(way, _)| way.is_some()).max_by_key(|(_, guests)| guests[0]);
+        let best = measured.iter().filter(|(way, _)| *way != Way::Ours).max_by_key(|(_, guests)| guests[0]);
         let Some(&(best, _)) = best else { return };
-        measured.retain(|(way, _)| way.is_none() || *way == best);
+        measured.retain(|(way, _)| *way == Way::Ours || *way == best);
         for _ in 1..TURNS {
             for (way, guests) in &mut measured {
                 guests.extend(self.measure(&mix::USUAL, *way));
             }
         }
-        let median = |way: Option<Baseline>| {
+        let median = |way| {
             let mut guests = measured.iter().find(|(other, _)| *other == way)?.1.clone();
             guests.sort_unstable();
             Some((guests[guests.len() / 2], format!("{guests:?}")))
         };
-        if let (Some((ours, all_ours)), Some((theirs, all_theirs))) = (median(None), median(best)) {
+        if let (Some((ours, all_ours)), Some((theirs, all_theirs))) = (median(Way::Ours), median(best)) {
             let ratio = ours as f64 / theirs.max(1) as f64;
             let verdict = if ratio >= ASKED { "reached" } else { "not reached" };
-            let found = format!(
-                "{ratio:.2} ({ASKED} {verdict}): {ours} of {all_ours} by {theirs} of {all_theirs}, {}",
-                name_of(best)
-            );
+            let found =
+                format!("{ratio:.2} ({ASKED} {verdict}): {ours} of {all_ours} by {theirs} of {all_theirs}, {best}");
             self.report.row("ours by the best of these, medians", NOT_PUBLISHED, found);
         }
     }
 }
 
-fn name_of(way: Option<Baseline>) -> String {
-    way.map_or_else(|| "ours".to_owned(), |baseline| baseline.to_string())
-}
-
 /// As many guests as keep their goodput, or few that fill more than there is.
-fn pack(plan: &Plan, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
+fn pack(plan: &Plan, mix: &Mix, way: Way) -> Result<Packed> {
     let budget_mib = if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB };
     let (budget_bytes, folder) = (budget_mib * plan.scale * MIB, folder_on_disk());
-    // Ours drives KSM, too, by itself.
-    let warden = baseline.map_or(Warden::Ours(Baseline { swap: Swap::Nothing, merges: true }), Warden::Linux);
-    let mut confines = Confines::prepare(plan.reach(), warden, budget_bytes, folder.path()).context(NotHere)?;
+    let mut confines = Confines::prepare(plan.reach(), way, budget_bytes, folder.path()).context(NotHere)?;
     let mut command = Command::new(binary());
     command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB)]);
     command.args(["--budget", &confines.pool_bytes().to_string()]);
     command.args(["--guests", &if plan.is_short { FEW.to_string() } else { "max".to_owned() }]);
-    command.args(flags(baseline, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
+    command.args(flags(way, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
     confines.enter(&mut command)?;
     // It ends its guests then, those that are stopped as well.
@@ -276,11 +267,11 @@ fn pack(plan: &Plan, mix: &Mix, baseline: Option<Baseline>) -> Result<Packed> {
     let said = String::from_utf8_lossy(&output.stdout);
     let found: Value =
         serde_json::from_str(&said).with_context(|| String::from_utf8_lossy(&output.stderr).trim_end().to_owned())?;
-    packed(baseline, &found, work, reclaim_cpu_percent, course).with_context(|| format!("density said {said}"))
+    packed(way, &found, work, reclaim_cpu_percent, course).with_context(|| format!("density said {said}"))
 }
 
 fn packed(
-    baseline: Option<Baseline>,
+    way: Way,
     found: &Value,
     work: Option<Work>,
     reclaim_cpu_percent: f64,
@@ -288,7 +279,7 @@ fn packed(
 ) -> Option<Packed> {
     let number = |name: &str| found[name].as_u64();
     Some(Packed {
-        baseline,
+        way,
         guests: number("guests")?,
         guests_ok: number("guests_ok")?,
         bad_pages: number("bad_pages")?,
@@ -301,11 +292,11 @@ fn packed(
     })
 }
 
-fn flags(baseline: Option<Baseline>, folder: &Path) -> Vec<String> {
-    let words = match baseline {
-        None => format!("--swap={} --sharing=zero,store,ksm --ksm-tune", folder.display()),
-        Some(Baseline { merges: true, .. }) => "--unmanaged --mergeable".to_owned(),
-        Some(_) => "--unmanaged".to_owned(),
+fn flags(way: Way, folder: &Path) -> Vec<String> {
+    let words = match way {
+        Way::Ours => format!("--swap={} --sharing=zero,store,ksm --ksm-tune", folder.display()),
+        Way::Linux(Baseline { merges: true, .. }) => "--unmanaged --mergeable".to_owned(),
+        Way::Linux(_) | Way::Unlimited => "--unmanaged".to_owned(),
     };
     words.split(' ').map(str::to_owned).collect()
 }

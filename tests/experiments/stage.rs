@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cistern_tests::baseline::reach::Reach;
-use cistern_tests::baseline::{Baseline, Swap};
 use cistern_tests::control::ask;
 use cistern_tests::guest_usage::GuestUsage;
 use cistern_tests::guests::Guest;
@@ -22,7 +21,7 @@ use cistern_tests::process::{LIMIT, Running, binary, ends_with_this_thread};
 use cistern_tests::swap_area::swap_area;
 use tempfile::TempDir;
 
-use crate::confines::{Confines, Warden};
+use crate::confines::Confines;
 use crate::observer::{Course, Observer, stored_pages};
 use crate::scenario::Plan;
 use crate::way::{NotHere, Way};
@@ -112,14 +111,13 @@ impl Stage {
         ensure!(is_root || !setup.has_network, "a network for the guest takes root: run it as root, please");
         let (sizes, folder) = (setup.sizes, folder_on_disk());
         let budget_bytes = sizes.budget_mib * plan.scale * MIB;
-        let ready = Baseline { swap: Swap::Nothing, merges: false };
-        let warden = match way {
-            Way::Linux(baseline) => Some(Warden::Linux(baseline)),
-            // Without a cgroup nothing of the host is touched.
-            Way::Ours if matches!(plan.reach(), Reach::Guests(_)) => Some(Warden::Ours(ready)),
-            Way::Ours | Way::Unlimited => None,
+        // Without a cgroup ours touches nothing of the host.
+        let is_confined = match way {
+            Way::Linux(_) => true,
+            Way::Ours => matches!(plan.reach(), Reach::Guests(_)),
+            Way::Unlimited => false,
         };
-        let confines = warden.map(|warden| Confines::prepare(plan.reach(), warden, budget_bytes, folder.path()));
+        let confines = is_confined.then(|| Confines::prepare(plan.reach(), way, budget_bytes, folder.path()));
         let mut confines = match (way, confines.transpose()) {
             (Way::Linux(_), confines) => confines.context(NotHere)?,
             (_, confines) => confines?,

@@ -1,7 +1,9 @@
 //! Ways to hold more guests than fit: none, ours, and what Linux has.
 
 use std::fmt;
+use std::str::FromStr;
 
+use anyhow::Error;
 use cistern_tests::baseline::{Baseline, Compressor, Swap};
 
 use crate::scenario::Plan;
@@ -24,14 +26,37 @@ impl Way {
         let linux = linux.map(|swap| Self::Linux(Baseline { swap, merges: false }));
         [Self::Unlimited, Self::Ours].into_iter().chain(linux.into_iter().filter(|_| !plan.is_short)).collect()
     }
+
+    /// Which of Linux's, if it is one.
+    pub const fn of_linux(self) -> Option<Baseline> {
+        match self {
+            Self::Linux(baseline) => Some(baseline),
+            Self::Unlimited | Self::Ours => None,
+        }
+    }
 }
+
+const UNLIMITED: &str = "no overcommit";
+const OURS: &str = "ours";
 
 impl fmt::Display for Way {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unlimited => formatter.write_str("no overcommit"),
-            Self::Ours => formatter.write_str("ours"),
+            Self::Unlimited => formatter.write_str(UNLIMITED),
+            Self::Ours => formatter.write_str(OURS),
             Self::Linux(baseline) => baseline.fmt(formatter),
+        }
+    }
+}
+
+impl FromStr for Way {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            UNLIMITED => Ok(Self::Unlimited),
+            OURS => Ok(Self::Ours),
+            _ => text.parse().map(Self::Linux),
         }
     }
 }
