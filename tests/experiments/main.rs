@@ -30,6 +30,7 @@ mod way;
 mod workload;
 
 use std::fs;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -80,10 +81,18 @@ fn main() -> ExitCode {
     let (plan, mut holds) = (Plan::new(arguments.short, arguments.scale, arguments.ways, out), true);
     for scenario in wanted {
         println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
-        let report = (scenario.run)(&plan);
-        print!("{report}");
+        // Whoever waits in vain for something panics, which has said what: the others are told all the same.
+        holds &= match panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&plan))) {
+            Ok(report) => {
+                print!("{report}");
+                report.holds()
+            }
+            Err(_) => {
+                println!("  FAILS: {} came to no end", scenario.name);
+                false
+            }
+        };
         println!("load: {}", load());
-        holds &= report.holds();
     }
     ExitCode::from(u8::from(!holds))
 }

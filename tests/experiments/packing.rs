@@ -1,6 +1,7 @@
 //! How many guests a budget holds at nearly all of their goodput: ours beside what Linux has, with the same guests and the same
 //! memory, the kernel's own for zram and zswap counted in.
 
+use std::cmp::Ordering;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -70,13 +71,13 @@ struct Packed {
 pub fn run(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let mut measured = Vec::new();
-    for name in &plan.ways {
-        if let Err(error) = name.parse::<Way>() {
-            bench.report.claim(format!("{name} is a way"), false, error);
-        }
+    let ways: Vec<_> = [Way::Ours].into_iter().chain(bench.grid().into_iter().map(Way::Linux)).collect();
+    let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
+    for name in plan.ways.iter().filter(|name| !names.contains(name)) {
+        bench.report.claim(format!("{name} is a way"), false, names.join(", "));
     }
-    let ways = [Way::Ours].into_iter().chain(bench.grid().into_iter().map(Way::Linux));
-    for way in ways.filter(|way| plan.ways.is_empty() || plan.ways.contains(&way.to_string())) {
+    let wanted = ways.into_iter().filter(|way| plan.ways.is_empty() || plan.ways.contains(&way.to_string()));
+    for way in bench.apart(wanted) {
         measured.extend(bench.measure(&mix::USUAL, way).map(|guests| (way, vec![guests])));
     }
     if !plan.is_short {
@@ -138,6 +139,24 @@ impl<'a> Bench<'a> {
         Baseline::grid().into_iter().filter(is_wanted).collect()
     }
 
+    /// Those that are not set up as one before them: zswap's part is a whole percent of the host.
+    fn apart(&mut self, ways: impl Iterator<Item = Way>) -> Vec<Way> {
+        let mut apart: Vec<Way> = Vec::new();
+        for way in ways {
+            match apart.iter().find(|other| other.is_set_up_as(way, self.budget_bytes())) {
+                Some(other) => {
+                    self.report.row(way.to_string(), NOT_PUBLISHED, format!("set up as {other} on this host"))
+                }
+                None => apart.push(way),
+            }
+        }
+        apart
+    }
+
+    fn budget_bytes(&self) -> u64 {
+        budget_bytes(self.plan)
+    }
+
     fn is_limited(&self) -> bool {
         matches!(self.plan.reach(), Reach::Guests(_))
     }
@@ -172,7 +191,7 @@ impl<'a> Bench<'a> {
     fn show(&mut self, name: &str, packed: &Packed) {
         let Packed { way, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, .. } = packed;
         let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
-        let mut found = format!("{guests} guests, at most {} MiB", peak_bytes / MIB);
+        let mut found = format!("{guests} guests, at most {} MiB of {}", peak_bytes / MIB, self.budget_bytes() / MIB);
         if let Some(percent) = packed.worst_goodput_percent {
             found += &format!(", worst goodput {percent:.0} %");
         }
@@ -182,6 +201,9 @@ impl<'a> Bench<'a> {
         if self.is_limited() {
             found += &format!(", limit met {limit_hits} times, {} MiB swapped, {killed} killed", paged_out_bytes / MIB);
         }
+        if let Some(most) = way.zswap_most(self.budget_bytes()) {
+            found += &format!(", zswap at most {} MiB ({} % of the host)", most.bytes / MIB, most.host_percent);
+        }
         self.report.row(name, NOT_PUBLISHED, found);
         // Those that never end compare what they touch, and nobody counts it.
         let looked_at =
@@ -190,7 +212,7 @@ impl<'a> Bench<'a> {
             *bad_pages == 0 && (!self.plan.is_short || *verified_pages == guests * mix::filled_pages(self.plan));
         self.report.claim(
             format!("{name}: no page is bad"),
-            is_whole && (*way == Way::Ours || paged_out_bytes > 0),
+            is_whole && (paged_out_bytes > 0 || !way.swaps()),
             format!("{bad_pages} of {looked_at}"),
         );
         // Whoever looks for the most that fit starts too many.
@@ -209,8 +231,13 @@ impl<'a> Bench<'a> {
         for swap in Baseline::grid().into_iter().filter(|way| way.merges).map(|way| way.swap) {
             let [alone, merging] = [false, true].map(|merges| once(Way::Linux(Baseline { swap, merges })));
             if let (Swap::Zswap { .. }, Some(alone), Some(merging)) = (swap, alone, merging) {
+                let verdict = match merging.cmp(&alone) {
+                    Ordering::Greater => "KSM packs more",
+                    Ordering::Equal => "KSM changes nothing",
+                    Ordering::Less => "KSM costs more than it saves",
+                };
                 let name = format!("{} by the same without KSM", Baseline { swap, merges: true });
-                self.report.row(name, NOT_PUBLISHED, format!("{merging} by {alone} guests"));
+                self.report.row(name, NOT_PUBLISHED, format!("{merging} by {alone} guests: {verdict}"));
             }
         }
         let best = measured.iter().filter(|(way, _)| *way != Way::Ours).max_by_key(|(_, guests)| guests[0]);
@@ -236,10 +263,13 @@ impl<'a> Bench<'a> {
     }
 }
 
+fn budget_bytes(plan: &Plan) -> u64 {
+    (if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB }) * plan.scale * MIB
+}
+
 /// As many guests as keep their goodput, or few that fill more than there is.
 fn pack(plan: &Plan, mix: &Mix, way: Way) -> Result<Packed> {
-    let budget_mib = if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB };
-    let (budget_bytes, folder) = (budget_mib * plan.scale * MIB, folder_on_disk());
+    let (budget_bytes, folder) = (budget_bytes(plan), folder_on_disk());
     let mut confines = Confines::prepare(plan.reach(), way, budget_bytes, folder.path()).context(NotHere)?;
     let mut command = Command::new(binary());
     command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB)]);

@@ -13,6 +13,7 @@ use cistern_tests::process::LIMIT;
 
 use crate::report::Report;
 use crate::scenario::Plan;
+use crate::watermarks::claim_lines;
 
 /// The guest who was first, and the other.
 const A: usize = 0;
@@ -166,6 +167,12 @@ impl Story {
         let granted: Quantity = ("granted", |member| member.grant_bytes.unwrap_or(0));
         let chart = course.members(&title, &[active, granted]);
         report.drawn(chart.write_to(&plan.out, &format!("two-tanks-{}.svg", self.tax_percent)));
+        let given: Quantity = ("balloon gave", |member| member.report.balloon_given_bytes);
+        let compressed: Quantity = ("compressed", |member| member.report.compressed_bytes);
+        let swapped: Quantity = ("swapped", |member| member.report.swapped_bytes);
+        let chart = course.members(&format!("{title}: what is away"), &[given, compressed, swapped]);
+        report.drawn(chart.write_to(&plan.out, &format!("two-tanks-{}-away.svg", self.tax_percent)));
+        claim_lines(&format!("tax {} %", self.tax_percent), &course, report);
         // Fails if a page was bad.
         self.pool.stop();
     }
@@ -194,7 +201,8 @@ impl Story {
         self.pool.vms[A].tell();
         let second = self.wait_for_activity(A, 192);
         let found = [&first, &second].map(|looks| self.held_and_active(&looks[A])).join(", then ");
-        report.row(format!("{} A holds/uses, MiB", self.step("a")), "64/64, then 192/192", found);
+        report.row(format!("{} A holds/uses, MiB", self.step("a")), "64/64, then 192/192", found.clone());
+        report.reached(format!("{} A works with all it takes", self.step("a")), found);
 
         self.recorder.mark("b");
         self.pool.vms[A].tell();
@@ -297,15 +305,17 @@ impl Story {
         });
         let published = if tax_percent == 0 { "equal halves" } else { "by activity: A more" };
         let costs = [A, B].map(|guest| self.mib(looks[guest].cost_bytes));
-        report.row(format!("{} A, B cost, MiB", self.step("e")), published, format!("A {}, B {}", costs[A], costs[B]));
-        let stored = [A, B].map(|guest| {
+        let found = format!("A {}, B {}", costs[A], costs[B]);
+        report.row(format!("{} A, B cost, MiB", self.step("e")), published, found.clone());
+        report.reached(format!("{} what is there is divided: {published}", self.step("e")), found);
+        let away = [A, B].map(|guest| {
             let member = &looks[guest].ledger.report;
-            (member.resident_bytes, member.swapped_bytes + member.compressed_bytes)
+            [member.resident_bytes, member.compressed_bytes, member.swapped_bytes]
         });
         report.claim(
             format!("{} each has memory, and memory that is away, compressed or swapped", self.step("e")),
-            stored.iter().all(|&(resident_bytes, stored_bytes)| resident_bytes > 0 && stored_bytes > 0),
-            stored.map(|(resident, stored)| format!("{} + {} MiB", self.mib(resident), self.mib(stored))).join(", "),
+            away.iter().all(|&[resident, compressed, swapped]| resident > 0 && compressed + swapped > 0),
+            away.map(|bytes| bytes.map(|bytes| self.mib(bytes).to_string()).join(" + ") + " MiB").join(", "),
         );
     }
 }

@@ -73,11 +73,16 @@ fn levels(storm: &Storm, course: &Course, ramp: &str, plan: &Plan, report: &mut 
             ),
         );
     }
-    let above: Vec<(Level, f64)> = views.iter().filter_map(|view| above_line(view)).collect();
-    let found = format!("{} looks, {above:?}", views.len());
-    report.claim(format!("{ramp}: at no look is more free than the level ends at"), above.is_empty(), found);
+    claim_lines(ramp, course, report);
     let file = format!("watermarks-{}.svg", ramp.replace(' ', "-"));
     report.drawn(course.mechanisms(&format!("A ramp: {ramp}")).write_to(&plan.out, &file));
+}
+
+/// That levels are where the watermarks have them.
+pub fn claim_lines(what: &str, course: &Course, report: &mut Report) {
+    let above: Vec<(Level, f64)> = course.moments.iter().filter_map(|(_, view)| above_line(view)).collect();
+    let found = format!("{} looks, {above:?}", course.moments.len());
+    report.claim(format!("{what}: at no look is more free than the level ends at"), above.is_empty(), found);
 }
 
 /// The level and what is free, in percent of the budget, if that is enough for the next better level.

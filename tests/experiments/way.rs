@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::Error;
+use cistern_tests::baseline::host::ZswapMost;
 use cistern_tests::baseline::{Baseline, Compressor, Swap};
 
 use crate::scenario::Plan;
@@ -33,6 +34,27 @@ impl Way {
             Self::Linux(baseline) => Some(baseline),
             Self::Unlimited | Self::Ours => None,
         }
+    }
+
+    /// The most that its zswap may take; `None` where it has none.
+    pub fn zswap_most(self, budget_bytes: u64) -> Option<ZswapMost> {
+        let Swap::Zswap { max_pool_percent, .. } = self.of_linux()?.swap else { return None };
+        ZswapMost::of(max_pool_percent, budget_bytes).ok()
+    }
+
+    /// Whether they differ in a part of zswap's alone that comes to the same.
+    pub fn is_set_up_as(self, other: Self, budget_bytes: u64) -> bool {
+        let (Some(this), Some(that)) = (self.of_linux(), other.of_linux()) else { return self == other };
+        let (Swap::Zswap { compressor, .. }, Swap::Zswap { compressor: others, .. }) = (this.swap, that.swap) else {
+            return self == other;
+        };
+        (this.merges, compressor) == (that.merges, others)
+            && self.zswap_most(budget_bytes) == other.zswap_most(budget_bytes)
+    }
+
+    /// Whether the kernel swaps.
+    pub fn swaps(self) -> bool {
+        self.of_linux().is_some_and(|baseline| baseline.swap != Swap::Nothing)
     }
 }
 

@@ -98,10 +98,13 @@ impl Guests {
     fn stop_growth(&mut self, is_over: bool) {
         for guest in &mut self.known {
             let shall_stop = is_over && (guest.is_stopped || guest.has_grown);
-            if shall_stop != guest.is_stopped {
-                guest.signal(if shall_stop { libc::SIGSTOP } else { libc::SIGCONT });
-                guest.is_stopped = shall_stop;
+            // Again and again: whoever stops all guests to look at them lets all go on then.
+            if shall_stop {
+                guest.signal(libc::SIGSTOP);
+            } else if guest.is_stopped {
+                guest.signal(libc::SIGCONT);
             }
+            guest.is_stopped = shall_stop;
         }
     }
 

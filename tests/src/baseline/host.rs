@@ -24,11 +24,32 @@ const ZRAM_CONTROL: &str = "/sys/class/zram-control";
 const KSM: &str = "/sys/kernel/mm/ksm";
 const PAGE_CLUSTER: &str = "/proc/sys/vm/page-cluster";
 
+/// The most that zswap may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZswapMost {
+    /// As it is set: of the host's memory.
+    pub host_percent: u64,
+    /// That in bytes.
+    pub bytes: u64,
+}
+
+impl ZswapMost {
+    /// For so much of the budget, as near as can be.
+    ///
+    /// # Errors
+    /// The kernel does not tell how much memory the host has.
+    pub fn of(budget_percent: u8, budget_bytes: u64) -> Result<Self> {
+        let meminfo = Meminfo::read().context("/proc/meminfo")?;
+        let host_bytes = meminfo.bytes("MemTotal").context("/proc/meminfo: no MemTotal")?;
+        let host_percent = nearest_percent(budget_percent, budget_bytes, host_bytes);
+        Ok(Self { host_percent, bytes: host_bytes * host_percent / 100 })
+    }
+}
+
 /// A host that swaps as a baseline says, until it is dropped or its process ends.
 #[derive(Debug)]
 pub struct Host {
     zram: Option<String>,
-    max_pool_percent: Option<u64>,
     // Undone first, then others may drive KSM.
     keeper: Keeper,
     _ksm: Option<Ksm>,
@@ -48,7 +69,7 @@ impl Host {
         turn.lock().context("the host's swap")?;
         let ksm = baseline.merges.then(Ksm::hold);
         let keeper = Keeper::start()?;
-        let mut host = Self { zram: None, max_pool_percent: None, keeper, _ksm: ksm, _turn: turn };
+        let mut host = Self { zram: None, keeper, _ksm: ksm, _turn: turn };
         host.set_up(baseline, budget_bytes, swap_bytes, folder).with_context(|| format!("baseline {baseline}"))?;
         Ok(host)
     }
@@ -70,11 +91,8 @@ impl Host {
                 self.swap_to_zram(swap_bytes)?;
             }
             Swap::Zswap { max_pool_percent, compressor } => {
-                let meminfo = Meminfo::read().context("/proc/meminfo")?;
-                let host_bytes = meminfo.bytes("MemTotal").context("/proc/meminfo: no MemTotal")?;
-                let percent = nearest_percent(max_pool_percent, budget_bytes, host_bytes);
-                self.max_pool_percent = Some(percent);
-                self.set_up_zswap(percent, compressor)?;
+                let most = ZswapMost::of(max_pool_percent, budget_bytes)?;
+                self.set_up_zswap(most.host_percent, compressor)?;
                 self.swap_to_file(&folder.join("swap"), swap_bytes)?;
             }
             Swap::File => self.swap_to_file(&folder.join("swap"), swap_bytes)?,
@@ -100,7 +118,7 @@ impl Host {
         Ok(self.zram_bytes()? + Meminfo::read().and_then(|meminfo| meminfo.bytes("Zswap")).unwrap_or(0))
     }
 
-    /// zram's part of that. Nobody's cgroup is charged for it, as for zswap's.
+    /// zram's part of that.
     ///
     /// # Errors
     /// The kernel does not say.
@@ -126,11 +144,6 @@ impl Host {
     /// KSM is not there.
     pub fn merged_bytes(&self) -> Result<u64> {
         Ok(KsmHost::read()?.pages_sharing * PAGE_SIZE)
-    }
-
-    /// The part of the host's memory that zswap may take, where it is used.
-    pub fn max_pool_percent(&self) -> Option<u64> {
-        self.max_pool_percent
     }
 
     /// Puts the host back.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 
 use super::Baseline;
-use super::cgroup::{Cgroup, Usage};
+use super::cgroup::{Cgroup, Usage, Version};
 use super::host::Host;
 use super::reclaimer::{Look, Reclaim, Work};
 
@@ -39,7 +39,11 @@ impl Limit {
 
 impl Reclaim for Limit {
     fn look(&mut self, work: &mut Work) -> Result<Look> {
-        let beside_bytes = self.host.zram_bytes()?;
+        // Nobody's cgroup is charged for zram, and for zswap in version 2 alone.
+        let beside_bytes = match self.cgroup.version() {
+            Version::V1 => self.host.store_bytes()?,
+            Version::V2 => self.host.zram_bytes()?,
+        };
         let wanted_bytes = limit_bytes(self.budget_bytes, beside_bytes);
         // One that is refused is tried again at the next look.
         if wanted_bytes != self.limit_bytes && self.cgroup.set_limit(wanted_bytes)? {
@@ -64,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_what_zram_leaves_of_the_budget() {
+    fn the_limit_is_what_compressed_pages_leave_of_the_budget() {
         const MIB: u64 = 1 << 20;
         assert_eq!(limit_bytes(96 * MIB, 0), 96 * MIB);
         assert_eq!(limit_bytes(96 * MIB, 10 * MIB + 1), 85 * MIB + 3 * STEP_BYTES);
