@@ -12,6 +12,8 @@ use userfaultfd::{Event, EventBuffer, FaultKind, FeatureFlags, RegisterMode, Uff
 use crate::mapping::Mapping;
 use crate::userfault::{self, MOVE, UserfaultError};
 
+use super::moved::moved_bytes;
+
 /// Faults read in one go; fewer mean that there are no more.
 pub(super) const EVENTS: usize = 32;
 
@@ -142,7 +144,18 @@ impl FaultPort for Descriptor {
     }
 
     fn move_pages(&self, to: u64, from: u64, bytes: u64) -> Progress {
-        self.transfer(UFFDIO_MOVE, to, from, bytes)
+        let progress = self.transfer(UFFDIO_MOVE, to, from, bytes);
+        let exists = progress.cause.as_ref().is_some_and(|cause| cause.raw_os_error() == Some(libc::EEXIST));
+        // Without an answer from the page map it is what the kernel said.
+        match exists.then(|| moved_bytes(to, from, bytes).unwrap_or(0)) {
+            None | Some(0) => progress,
+            Some(moved) => {
+                // Nobody has been woken for them.
+                let _ = self.wake(to, moved);
+                let rest = (moved < bytes).then(|| io::Error::from_raw_os_error(libc::EAGAIN));
+                Progress { bytes: moved, cause: rest }
+            }
+        }
     }
 
     fn protect(&self, address: u64, bytes: u64) -> io::Result<()> {

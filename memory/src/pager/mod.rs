@@ -25,6 +25,7 @@ mod handler;
 mod hands;
 mod homes;
 mod merged;
+mod moved;
 mod pace;
 mod page_set;
 mod paged;
