@@ -270,16 +270,12 @@ impl Drop for Running {
 impl Finished {
     /// The lines the probe printed, parsed. One that was killed may have been in the middle of its last.
     pub fn reports(&self) -> Vec<Value> {
-        let lines: Vec<&str> = self.stdout.lines().collect();
-        let mut reports = Vec::with_capacity(lines.len());
-        for (number, line) in lines.iter().enumerate() {
-            match serde_json::from_str(line) {
-                Ok(report) => reports.push(report),
-                Err(_) if self.status.is_none() && number + 1 == lines.len() => {}
-                Err(_) => panic!("not JSON: {line}\n{self:?}"),
-            }
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line}\n{self:?}"));
+        let mut lines: Vec<&str> = self.stdout.lines().collect();
+        if self.status.is_none() {
+            lines.pop_if(|line| serde_json::from_str::<Value>(line).is_err());
         }
-        reports
+        lines.into_iter().map(parse).collect()
     }
 
     /// The reports of one phase.

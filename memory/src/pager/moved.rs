@@ -40,8 +40,13 @@ mod tests {
     const PAGES: u64 = 8;
     const ROUNDS: u64 = 30_000;
 
-    /// Two mappings whose faults are the descriptor's, the first with a page of 1s, one of 2s, and so on.
-    fn mappings(port: &Descriptor) -> [Mapping; 2] {
+    /// Two mappings whose faults are the descriptor's, the first with a page of 1s, one of 2s, and so on; `None` where pages
+    /// cannot be moved.
+    fn mappings() -> Option<(Descriptor, [Mapping; 2])> {
+        if !UserfaultSupport::probe().expect("userfaultfd").move_pages {
+            return None;
+        }
+        let port = Descriptor::open(true).expect("userfaultfd");
         let mappings = [(); 2].map(|()| Mapping::new((PAGES * PAGE_SIZE) as usize).expect("memory"));
         for mapping in &mappings {
             let _ = mapping.advise("MADV_NOHUGEPAGE", libc::MADV_NOHUGEPAGE);
@@ -53,16 +58,12 @@ mod tests {
                 port.copy(mappings[0].address() + page * PAGE_SIZE, content.as_ptr(), PAGE_SIZE);
             assert_eq!(bytes, PAGE_SIZE, "{cause:?}");
         }
-        mappings
+        Some((port, mappings))
     }
 
     #[test]
     fn what_has_moved_is_told_from_what_has_not() {
-        if !UserfaultSupport::probe().expect("userfaultfd").move_pages {
-            return;
-        }
-        let port = Descriptor::open(true).expect("userfaultfd");
-        let [here, there] = mappings(&port);
+        let Some((port, [here, there])) = mappings() else { return };
         let (here, there, all) = (here.address(), there.address(), PAGES * PAGE_SIZE);
         assert_eq!(moved_bytes(there, here, all).expect("a page map"), 0);
         assert_eq!(port.move_pages(there, here, 3 * PAGE_SIZE).bytes, 3 * PAGE_SIZE);
@@ -77,11 +78,7 @@ mod tests {
 
     #[test]
     fn no_move_is_taken_for_none_while_entries_change() {
-        if !UserfaultSupport::probe().expect("userfaultfd").move_pages {
-            return;
-        }
-        let port = Descriptor::open(true).expect("userfaultfd");
-        let [here, there] = mappings(&port);
+        let Some((port, [here, there])) = mappings() else { return };
         let (start, all, stop) = (here.address(), PAGES * PAGE_SIZE, AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -75,11 +75,7 @@ impl Screen {
             return;
         }
         let worst = trial.goodput.map_or("-".to_owned(), |goodput| format!("{:.1} %", goodput.worst_percent));
-        let verdict = match (trial.has_passed, trial.bad_pages) {
-            (true, _) => "enough".to_owned(),
-            (false, 0) => "too many".to_owned(),
-            (false, pages) => format!("{pages} BAD PAGES"),
-        };
+        let verdict = trial.shortfall().unwrap_or_else(|| "enough".to_owned());
         let host = mebibytes(trial.peak_host_bytes);
         print(&format!("{:>4} guests: worst goodput {worst}, host memory {host}: {verdict}\n", trial.guests));
     }

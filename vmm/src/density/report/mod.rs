@@ -61,6 +61,15 @@ impl Trial {
             away_bytes: verdict.bytes.away(),
         }
     }
+
+    /// Why it has not passed; `None` where it has.
+    pub fn shortfall(&self) -> Option<String> {
+        match (self.has_passed, self.bad_pages) {
+            (true, _) => None,
+            (false, 0) => Some("too many".to_owned()),
+            (false, pages) => Some(format!("{pages} BAD PAGES")),
+        }
+    }
 }
 
 /// Where memory was at a moment.

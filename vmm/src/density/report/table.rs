@@ -25,11 +25,7 @@ pub fn render(report: &Report) -> String {
             let (median, worst) = percents(trial.goodput);
             let (p50, p99) = times(trial.latency_ns);
             let (guests, ok, host) = (trial.guests, trial.guests_ok, mebibytes(trial.peak_host_bytes));
-            let mark = match (trial.has_passed, trial.bad_pages) {
-                (true, _) => String::new(),
-                (false, 0) => "  too many".to_owned(),
-                (false, pages) => format!("  {pages} bad pages"),
-            };
+            let mark = trial.shortfall().map_or(String::new(), |shortfall| format!("  {shortfall}"));
             line(&format!("{guests:>8}{ok:>8}{median:>10}{worst:>9}{p50:>10}{p99:>10}{host:>12}{mark}"));
         }
         line("");
