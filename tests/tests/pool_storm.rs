@@ -87,6 +87,32 @@ fn thirty_guests_rewrite_more_than_the_budget_and_keep_to_it() {
     storm.stop();
 }
 
+/// By their sizes alone two of these guests fit the budget, to the byte; by what they cost they do not.
+#[test]
+fn those_that_are_left_keep_to_the_budget_too() {
+    let mut storm = Storm::new(64);
+    for seed in 0..4 {
+        storm.start(32, &churning("28M", seed), &[]);
+    }
+    for member in &mut storm.members {
+        member.wait_for_verify();
+    }
+    let watch = storm.watch();
+    for _ in 0..2 {
+        storm.kill(storm.members[0].running.pid());
+    }
+    for _ in 0..3 {
+        for member in &mut storm.members {
+            member.wait_for_verify();
+        }
+    }
+    let peak = watch.finish();
+    println!("{peak:?}");
+    peak.expect_within(storm.budget_bytes());
+    assert!(peak.taken_bytes * 10 > storm.budget_bytes() * 9, "they hardly fit: {peak:?}");
+    storm.stop();
+}
+
 /// Levels at which more than balloons is used.
 const BELOW_SOFT: [Level; 3] = [Level::Hard, Level::Low, Level::Stop];
 

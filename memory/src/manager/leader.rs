@@ -9,6 +9,8 @@ use crate::policy::ladder::{Pool, Standing};
 use crate::policy::turnover::Turnover;
 use crate::policy::watermark::{Level, Watermarks};
 
+use super::rest::is_at_rest;
+
 /// The part of the last watermark that is kept from all growth: room for what cannot wait.
 const RESERVE_PART: u64 = 2;
 
@@ -154,12 +156,6 @@ impl Leader {
     }
 }
 
-/// Whether all guests fit the budget as large as they may get: then nothing is to be done.
-pub(super) fn is_at_rest(view: &PoolView) -> bool {
-    let sizes = view.members.iter().map(|member| member.identity.size_bytes.min(member.identity.limit_bytes));
-    sizes.fold(0, u64::saturating_add) <= view.settings.budget_bytes
-}
-
 /// For a member of a pool at rest: no limits.
 fn rest_orders(identity: &Identity) -> Orders {
     Orders {
@@ -272,9 +268,9 @@ mod tests {
 
     #[test]
     fn guests_that_fit_are_not_limited() {
-        let view = pool(512, 75, vec![member(0, 250, 240), member(1, 250, 0)]);
+        let view = pool(518, 75, vec![member(0, 250, 240), member(1, 250, 0)]);
         let round = decide(&mut Leader::new(&view), &view, 5);
-        assert_eq!((round.level, round.free_bytes), (Level::High, 12 * MIB as i64));
+        assert_eq!((round.level, round.free_bytes), (Level::High, 18 * MIB as i64));
         assert!(round.orders.iter().all(|(_, orders)| orders.grow_to_bytes == MAXIMUM_BYTES));
         assert!(round.orders.iter().all(|(_, orders)| orders.reclaim_to_bytes.is_none()));
     }

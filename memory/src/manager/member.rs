@@ -23,9 +23,10 @@ use super::balloon::BalloonWatch;
 use super::cold::Cold;
 use super::driver::KsmDriver;
 use super::handle::{ManagerHandle, Totals};
-use super::leader::{Circumstances, Leader, is_at_rest};
+use super::leader::{Circumstances, Leader};
 use super::own::OwnMemory;
 use super::proactive::Proactive;
+use super::rest::is_at_rest;
 use super::{ManagerConfig, ManagerError, ReclaimMode};
 
 /// How often a member of a pool at rest looks round.

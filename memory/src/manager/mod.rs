@@ -2,7 +2,7 @@
 //!
 //! [`Member`] is the VM in its pool, from before its guest is loaded; [`Manager`] runs it beside the guest. Whichever member
 //! holds the leader's lock decides for all (`leader`), by the pure functions of [`crate::policy`]. Nothing is done in a pool
-//! whose guests fit its budget.
+//! whose members fit its budget (`rest`).
 
 mod balloon;
 mod budget;
@@ -13,6 +13,7 @@ mod leader;
 mod member;
 mod own;
 mod proactive;
+mod rest;
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};

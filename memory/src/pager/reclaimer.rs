@@ -268,7 +268,12 @@ impl Reclaimer {
             progress.pace.second(&self.paged, passed);
             progress.housekept = Instant::now();
         }
-        self.paged.homes.compressed.tidy(TIDY_SLABS * 16);
+        // All of it: where pages have come back by themselves nothing else gives their memory back.
+        while self.paged.homes.compressed.tidy(TIDY_SLABS * 16) > 0 && !self.paged.is_stopping() {
+            if let Some(pause) = self.share.pause() {
+                self.paged.reclaim_pause(pause);
+            }
+        }
         self.paged.homes.count_bookkeeping();
         if !self.can_swap() {
             return false;

@@ -1,0 +1,101 @@
+//! Whether a pool is at rest: nothing can get short there, so nothing is to be done. Pure.
+
+use crate::ledger::{MAXIMUM_BYTES, MemberView, PoolView};
+
+/// What a process costs beside its guest at the least, for one that has not said yet.
+const LEAST_OWN_BYTES: u64 = 2 << 20;
+
+/// Rest that was there goes on up to such a part beyond the budget, which is as far as it may be exceeded: what processes
+/// cost varies with how many of them share their program, and a pool is not to go to and fro for that.
+const TOLERATED_PART: u64 = 100;
+
+/// Whether all members fit the budget as large as they may get.
+pub(super) fn is_at_rest(view: &PoolView) -> bool {
+    let most_bytes = view.members.iter().map(most_bytes).fold(0, u64::saturating_add);
+    let budget_bytes = view.settings.budget_bytes;
+    let was_at_rest =
+        view.members.iter().filter_map(|member| member.orders).all(|orders| orders.grow_to_bytes >= MAXIMUM_BYTES);
+    most_bytes <= if was_at_rest { budget_bytes + budget_bytes / TOLERATED_PART } else { budget_bytes }
+}
+
+/// The most a member may come to cost. What is stored goes on costing for a while after all pages are back in guest RAM.
+fn most_bytes(member: &MemberView) -> u64 {
+    let MemberView { identity, report, .. } = member;
+    let guest_bytes = match identity.limit_bytes < identity.size_bytes {
+        true => identity.limit_bytes,
+        false => identity.size_bytes.saturating_add(report.compressed_bytes),
+    };
+    guest_bytes.saturating_add(report.own_bytes.max(LEAST_OWN_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Identity, MemberId, Orders, PoolSettings, Report};
+
+    const MIB: u64 = 1 << 20;
+
+    fn member(limit_mib: u64, own_mib: u64, compressed_mib: u64) -> MemberView {
+        MemberView {
+            id: MemberId { slot: 0, generation: 1 },
+            identity: Identity {
+                name: "vm".to_owned(),
+                pid: 100,
+                start_ticks: 1,
+                size_bytes: 256 * MIB,
+                reservation_bytes: 0,
+                limit_bytes: limit_mib * MIB,
+                shares: 2560,
+            },
+            report: Report { own_bytes: own_mib * MIB, compressed_bytes: compressed_mib * MIB, ..Report::default() },
+            report_age_ms: 0,
+            grant_bytes: None,
+            orders: None,
+            orders_age_ms: None,
+        }
+    }
+
+    /// Two in a budget of 512 MiB more than so much, told so.
+    fn is_at_rest_beside(more_mib: u64, members: [MemberView; 2], told_bytes: Option<u64>) -> bool {
+        let with_orders = |member: MemberView| MemberView {
+            orders: told_bytes.map(|bytes| Orders { grow_to_bytes: bytes, ..Orders::default() }),
+            ..member
+        };
+        is_at_rest(&PoolView {
+            settings: PoolSettings {
+                budget_bytes: (512 + more_mib) * MIB,
+                idle_tax_percent: 75,
+                watermarks_millipercent: [6000, 4000, 2000, 1000],
+            },
+            free_bytes: None,
+            level: None,
+            leader: None,
+            leader_pid: None,
+            round_age_ms: None,
+            corrupt_slots: 0,
+            unreadable_members: 0,
+            members: members.map(with_orders).to_vec(),
+        })
+    }
+
+    #[test]
+    fn processes_and_what_is_stored_have_to_fit_too() {
+        let at_rest = |more_mib, members| is_at_rest_beside(more_mib, members, Some(300 * MIB));
+        let two =
+            |own_mib, compressed_mib| [member(256, own_mib, compressed_mib), member(256, own_mib, compressed_mib)];
+        assert!(at_rest(6, two(3, 0)) && !at_rest(5, two(3, 0)));
+        assert!(at_rest(4, two(0, 0)) && !at_rest(3, two(0, 0)), "who has not said anything yet");
+        assert!(at_rest(26, two(3, 10)) && !at_rest(25, two(3, 10)));
+        // Its limit holds whatever the pool does.
+        assert!(at_rest(0, [member(200, 3, 10), member(256, 3, 10)]));
+    }
+
+    #[test]
+    fn a_pool_does_not_go_to_and_fro() {
+        let two = || [member(256, 4, 0), member(256, 4, 0)];
+        for told_bytes in [None, Some(MAXIMUM_BYTES)] {
+            assert!(is_at_rest_beside(3, two(), told_bytes) && !is_at_rest_beside(2, two(), told_bytes));
+        }
+        assert!(is_at_rest_beside(8, two(), Some(300 * MIB)) && !is_at_rest_beside(7, two(), Some(300 * MIB)));
+    }
+}
