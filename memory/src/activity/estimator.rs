@@ -33,7 +33,8 @@ pub struct Estimate {
 ///
 /// A sample jumps about what is touched by its standard error, and the guest's grant would with it. So the estimate moves
 /// only where a period [contradicts](Touches::plausible_pages) it, which chance does in one of twenty: up at once, down as
-/// the slow average falls, by half in 1.4 periods (7 s at the default of 5 s).
+/// the slow average falls, by half in 1.4 periods (7 s at the default of 5 s). It does not move down while the guest is short
+/// of its pages: who waits for most of what it would touch looks idle, and would be given less for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimator {
     joined: Option<Settled>,
@@ -49,7 +50,7 @@ struct Settled {
 }
 
 impl Settled {
-    fn next(before: Option<Self>, seen: &Touches) -> Self {
+    fn next(before: Option<Self>, seen: &Touches, is_short: bool) -> Self {
         let (seen_pages, plausible) = (seen.active_pages(), seen.plausible_pages());
         let Some(before) = before else {
             return Self { pages: seen_pages, fast_pages: seen_pages, slow_pages: seen_pages };
@@ -59,7 +60,7 @@ impl Settled {
         let most_pages = seen_pages.max(fast_pages).max(slow_pages);
         let pages = if before.pages < *plausible.start() {
             most_pages
-        } else if before.pages > *plausible.end() {
+        } else if before.pages > *plausible.end() && !is_short {
             most_pages.min(before.pages)
         } else {
             before.pages
@@ -71,12 +72,13 @@ impl Settled {
 impl Estimator {
     /// A period has ended: what was touched, and what a sample of all of guest RAM says was written, if it was watched. What
     /// is written is touched, so the second counts only where it rules the first out; the larger of two samples that agree
-    /// would be too large by half a standard error.
-    pub fn end_period(&mut self, touches: Touches, written: Option<Touches>) {
+    /// would be too large by half a standard error. The guest `is_short` if it waited for its pages so long that what it did not
+    /// touch says nothing.
+    pub fn end_period(&mut self, touches: Touches, written: Option<Touches>, is_short: bool) {
         let rules_out = |written: &Touches| written.plausible_pages().start() > touches.plausible_pages().end();
-        self.joined = Some(Settled::next(self.joined, &written.filter(rules_out).unwrap_or(touches)));
-        self.sampled = Some(Settled::next(self.sampled, &touches));
-        self.written = written.map(|written| Settled::next(self.written, &written));
+        self.joined = Some(Settled::next(self.joined, &written.filter(rules_out).unwrap_or(touches), is_short));
+        self.sampled = Some(Settled::next(self.sampled, &touches, is_short));
+        self.written = written.map(|written| Settled::next(self.written, &written, is_short));
     }
 
     /// The estimate, with what was seen in the running period; `None` before the first period has ended.
@@ -122,7 +124,7 @@ mod tests {
     fn course(of_hundred: &[u64]) -> Vec<u64> {
         let mut estimator = Estimator::default();
         let after = |&of_hundred| {
-            estimator.end_period(touches(400, of_hundred, 0), None);
+            estimator.end_period(touches(400, of_hundred, 0), None, false);
             active_mib(&estimator, Touches::default())
         };
         of_hundred.iter().map(after).collect()
@@ -132,7 +134,7 @@ mod tests {
     fn growth_is_followed_at_once_and_decay_slowly() {
         let mut estimator = Estimator::default();
         assert_eq!(estimator.estimate(touches(400, 50, 0)), None);
-        estimator.end_period(touches(400, 10, 0), None);
+        estimator.end_period(touches(400, 10, 0), None, false);
         assert_eq!(active_mib(&estimator, Touches::default()), 40);
         // Already within the period in which it happens.
         assert_eq!(active_mib(&estimator, touches(400, 30, 0)), 120);
@@ -146,10 +148,24 @@ mod tests {
         assert_eq!(course(&[30, 41]), [120, 164]);
         assert_eq!(course(&[30, 20]), [120, 104], "the slow average");
         let mut estimator = Estimator::default();
-        estimator.end_period(touches(400, 30, 0), None);
+        estimator.end_period(touches(400, 30, 0), None, false);
         assert_eq!(active_mib(&estimator, touches(400, 39, 0)), 120, "nor within a period");
         // What came is counted, and no chance.
         assert_eq!(active_mib(&estimator, touches(400, 0, 121)), 121);
+    }
+
+    #[test]
+    fn who_is_short_of_pages_does_not_look_idle() {
+        let mut estimator = Estimator::default();
+        estimator.end_period(touches(400, 60, 0), None, false);
+        for _ in 0..5 {
+            estimator.end_period(touches(400, 5, 0), None, true);
+            assert_eq!(active_mib(&estimator, Touches::default()), 240);
+        }
+        estimator.end_period(touches(400, 80, 0), None, true);
+        assert_eq!(active_mib(&estimator, Touches::default()), 320, "more it may be");
+        estimator.end_period(touches(400, 5, 0), None, false);
+        assert!(active_mib(&estimator, Touches::default()) < 240);
     }
 
     #[test]
@@ -157,12 +173,12 @@ mod tests {
         let unsampled =
             |resident_mib, arrived_mib| Touches { sampled_pages: 0, ..touches(resident_mib, 0, arrived_mib) };
         let mut estimator = Estimator::default();
-        estimator.end_period(touches(400, 30, 0), None);
-        estimator.end_period(unsampled(200, 10), None);
+        estimator.end_period(touches(400, 30, 0), None, false);
+        estimator.end_period(unsampled(200, 10), None, false);
         assert_eq!(active_mib(&estimator, Touches::default()), 120);
-        estimator.end_period(unsampled(200, 150), None);
+        estimator.end_period(unsampled(200, 150), None, false);
         assert_eq!(active_mib(&estimator, Touches::default()), 150);
-        estimator.end_period(unsampled(0, 10), None);
+        estimator.end_period(unsampled(0, 10), None, false);
         assert!(active_mib(&estimator, Touches::default()) < 120, "nothing was there to be touched");
     }
 
@@ -171,7 +187,7 @@ mod tests {
         // Of 400 MiB 40 are touched, by the sample 22 to 70.
         let mib = |written_mib: u64| {
             let mut estimator = Estimator::default();
-            estimator.end_period(touches(400, 10, 0), Some(touches(400, written_mib / 4, 0)));
+            estimator.end_period(touches(400, 10, 0), Some(touches(400, written_mib / 4, 0)), false);
             let estimate = estimator.estimate(Touches::default()).expect("a period has ended");
             (estimate.active_bytes >> 20, estimate.sampled_bytes >> 20, estimate.written_bytes.map(|bytes| bytes >> 20))
         };
@@ -207,7 +223,7 @@ mod tests {
             let mut before = None;
             for (of_hundred, arrived_mib) in periods {
                 let period = touches(300, of_hundred, arrived_mib);
-                estimator.end_period(period, None);
+                estimator.end_period(period, None, false);
                 let pages = estimator.joined.expect("a period has ended").pages;
                 let plausible = period.plausible_pages();
                 prop_assert!(pages >= *plausible.start(), "{} below {:?}", pages, plausible);

@@ -8,6 +8,15 @@ const STRETCH_MAX: u32 = 8;
 /// A period goes on while its last part brought more than this part of what the guest may be working with.
 const STILL_GROWING: u64 = 20;
 
+/// A guest that waits for its pages for more than this part of a period is short of them. One that touches a megabyte in two
+/// seconds and has to wait for each page of it does for a hundredth.
+const SHORT_PART: f64 = 0.1;
+
+/// Whether what a guest did not touch in a period says nothing, as it waited for its pages for `waited` of that, from 0 to 1.
+pub(super) fn is_short(waited: f64) -> bool {
+    waited > SHORT_PART
+}
+
 /// Whether a period is over after so many times its length, of which the last part began with `before` and ended with `now`. For
 /// `waited` of that, from 0 to 1, the guest waited for its pages.
 ///

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::pager::{Pager, PagerError, Sample, Touches};
 
 use super::estimator::{Estimate, Estimator};
-use super::period::is_over;
+use super::period::{is_over, is_short};
 use super::writes::WriteSampler;
 
 /// How a guest is sampled.
@@ -24,16 +24,32 @@ impl Default for TrackerConfig {
     }
 }
 
+/// A moment, and how long the guest had waited for its pages by then, in total.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    now: Instant,
+    stall_ns: u64,
+}
+
+impl Mark {
+    /// The part of the time between the two, up to 1, in which the guest waited. Of one with several CPUs one may go on while
+    /// another waits: then this is too much.
+    fn waited_since(&self, before: &Self) -> f64 {
+        let stall = Duration::from_nanos(self.stall_ns.saturating_sub(before.stall_ns));
+        let passed = self.now.duration_since(before.now);
+        if passed.is_zero() { 0.0 } else { stall.div_duration_f64(passed).min(1.0) }
+    }
+}
+
 /// A period that has begun.
 #[derive(Debug)]
 struct Running {
     sample: Sample,
-    /// How many times its length it has lasted, when that was, what had been touched and how long the guest had waited for
-    /// its pages by then.
+    began: Mark,
+    /// How many times its length it has lasted, and when and with what touched that was so.
     lengths: u32,
-    since: Instant,
+    last: Mark,
     before: Touches,
-    stall_ns: u64,
 }
 
 /// Samples one guest.
@@ -62,29 +78,27 @@ impl Tracker {
     /// # Errors
     /// [`PagerError`] when the VM cannot be armed or there is no memory for a codec.
     pub fn step(&mut self, pager: &Pager, now: Instant) -> Result<(), PagerError> {
-        if let Some(Running { sample, lengths, since, before, stall_ns }) = &mut self.running {
-            let passed = now.duration_since(*since);
-            if passed < self.config.period {
+        if let Some(Running { sample, began, lengths, last, before }) = &mut self.running {
+            if now.duration_since(last.now) < self.config.period {
                 return Ok(());
             }
-            let (touches, stalled_ns) = (pager.touches(sample), pager.usage().refault_stall_ns);
+            let (touches, mark) = (pager.touches(sample), Mark { now, stall_ns: pager.usage().refault_stall_ns });
             *lengths += 1;
-            // Of a guest with several CPUs one may go on while another waits: then this is too much.
-            let waited = Duration::from_nanos(stalled_ns.saturating_sub(*stall_ns)).div_duration_f64(passed);
-            if !is_over(*lengths, before, &touches, waited) {
-                (*since, *before, *stall_ns) = (now, touches, stalled_ns);
+            if !is_over(*lengths, before, &touches, mark.waited_since(last)) {
+                (*last, *before) = (mark, touches);
                 return Ok(());
             }
+            let is_short = is_short(mark.waited_since(began));
             pager.return_sample(sample)?;
             let written = self.next_writes();
-            self.estimator.end_period(touches, written);
+            self.estimator.end_period(touches, written, is_short);
             self.periods += 1;
         } else {
             self.next_writes();
         }
         let sample = pager.begin_sample(self.config.sample_pages)?;
-        let stall_ns = pager.usage().refault_stall_ns;
-        self.running = Some(Running { sample, lengths: 0, since: now, before: Touches::default(), stall_ns });
+        let began = Mark { now, stall_ns: pager.usage().refault_stall_ns };
+        self.running = Some(Running { sample, began, lengths: 0, last: began, before: Touches::default() });
         Ok(())
     }
 
