@@ -60,6 +60,11 @@ impl Exchange {
         }
     }
 
+    /// From now on this part of a core is the budget of the whole scanner.
+    pub fn set_cpu_budget(&mut self, cpu_budget: f64) {
+        self.cpu_budget = cpu_budget;
+    }
+
     /// Lets only these bits of fingerprints count.
     #[cfg(all(test, not(loom)))]
     pub fn set_mask(&mut self, mask: u32) {

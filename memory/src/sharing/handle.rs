@@ -17,7 +17,7 @@ pub struct SharingStatistics {
     pub mechanisms: Mechanisms,
     /// Guest RAM is being scanned: the pool is short, or the user asked for it.
     pub is_scanning: bool,
-    /// CPU time it may use, in percent of a core.
+    /// CPU time it may use, in percent of a core; less in a pool of many.
     pub cpu_percent: u32,
     /// CPU time it has used.
     pub cpu_ns: u64,
@@ -111,7 +111,7 @@ impl SharingHandle {
         }
     }
 
-    /// Who else is in the pool.
+    /// Who is in the pool.
     pub fn set_live(&self, live: Vec<LiveMember>) {
         self.with(|state| state.live = live);
     }
@@ -125,12 +125,18 @@ impl SharingHandle {
         self.with(|state| state.live.clone())
     }
 
+    /// How many are in the pool, this one too; none while that is not known.
+    pub(super) fn live_members(&self) -> usize {
+        self.with(|state| state.live.len())
+    }
+
     /// The user asked for sharing, whether anything is short or not.
     pub(super) fn is_asked(&self) -> bool {
         self.with(|state| state.is_asked)
     }
 
-    pub(super) fn is_wanted(&self) -> bool {
+    /// The pool could become short.
+    pub fn is_wanted(&self) -> bool {
         self.with(|state| state.is_wanted)
     }
 

@@ -231,6 +231,12 @@ impl Merger {
         is_over
     }
 
+    /// From now on the whole scanner may use this part of a core.
+    pub fn set_cpu_budget(&mut self, cpu_budget: f64) {
+        self.cpu_budget = cpu_budget;
+        self.exchange.set_cpu_budget(cpu_budget);
+    }
+
     /// Goes on after all.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.is_ending) {

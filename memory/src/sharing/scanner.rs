@@ -36,6 +36,10 @@ const LUMP: Duration = Duration::from_millis(2);
 /// The longest pause between two looks whether something was written to that is merged.
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 
+/// So many members of a pool have all the CPU time that is theirs; more share as much among them. Where many are packed, CPU
+/// time is what their guests lack first.
+const FULL_SHARES: usize = 5;
+
 /// How often what was seen is acted upon.
 const TEND: Duration = Duration::from_millis(250);
 
@@ -171,7 +175,7 @@ impl Body {
                 self.handle.rest(length, changes);
                 continue;
             }
-            share.use_part(self.effort.part(self.cpu_budget()));
+            share.use_part(self.effort.part(self.cpu_budget()) * self.pool_part());
             if let Some(pause) = share.pause_for(LUMP) {
                 self.handle.rest(pause.min(PAUSE_MOST), changes);
             } else if let Some(region) = self.regions.next() {
@@ -186,7 +190,12 @@ impl Body {
 
     /// The budget as a part of a core.
     fn cpu_budget(&self) -> f64 {
-        f64::from(self.cpu_percent) / 100.0
+        f64::from(self.cpu_percent) / 100.0 * self.pool_part()
+    }
+
+    /// The part of its CPU time that its pool leaves it.
+    fn pool_part(&self) -> f64 {
+        pool_part(self.handle.live_members())
     }
 
     /// Whether there is a reason to scan.
@@ -271,10 +280,12 @@ impl Body {
             return;
         }
         self.tended = Some(now);
+        let cpu_budget = self.cpu_budget();
         if let Some(merger) = self.merger.as_mut().filter(|_| mechanisms.ksm) {
             if merger.has_broken() {
                 self.effort.wake();
             }
+            merger.set_cpu_budget(cpu_budget);
             match merger.tend(&self.handle.live(), now) {
                 Ok(yields) => yields.into_iter().for_each(|(region, seen)| self.regions.note(region, seen)),
                 Err(error) => self.note_failure(&error),
@@ -298,5 +309,20 @@ impl Body {
             statistics.failures += 1;
             statistics.last_failure = Some(error.to_string());
         });
+    }
+}
+
+/// The part of its CPU time that each of so many members has.
+fn pool_part(members: usize) -> f64 {
+    (FULL_SHARES as f64 / members.max(1) as f64).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_members_use_as_much_as_a_few() {
+        assert_eq!([0, 1, 5, 50].map(pool_part), [1.0, 1.0, 1.0, 0.1]);
     }
 }

@@ -4,16 +4,18 @@ use std::time::Instant;
 
 use crate::ledger::{MemberView, PoolView};
 use crate::ram::PAGE_SIZE;
+use crate::sharing::SharingHandle;
 use crate::sharing::sketch::LiveMember;
 
 use super::super::ManagerError;
 use super::Member;
 
 impl Member {
-    /// Says now and then who else is there to merge pages with.
+    /// Says now and then who else is there, to merge pages with and to share the CPU time for that.
     pub(super) fn meet_others(&mut self) -> Result<(), ManagerError> {
         let is_time = self.looked.is_some_and(|looked| self.met != Some(looked));
-        let Some(sharing) = self.sharing.as_ref().filter(|sharing| is_time && sharing.mechanisms().ksm) else {
+        let is_scanning = |sharing: &SharingHandle| sharing.mechanisms().ksm || sharing.is_wanted();
+        let Some(sharing) = self.sharing.as_deref().filter(|sharing| is_time && is_scanning(sharing)) else {
             return Ok(());
         };
         self.met = self.looked;
