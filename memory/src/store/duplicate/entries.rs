@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::store::Home;
 
-/// Entries in a chunk: 4 KiB.
-const CHUNK: usize = 256;
+/// Entries in a chunk: a KiB. A small guest has a hundred contents in a shard, and larger chunks would be empty for the most.
+const CHUNK: usize = 64;
 const CHUNK_SHIFT: u32 = CHUNK.ilog2();
 
 /// Highest number of references an entry can count.

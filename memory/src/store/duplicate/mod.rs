@@ -9,7 +9,7 @@
 //! The hash is seeded anew for each index: a guest cannot aim at a bucket.
 //!
 //! **Memory** is 20 to 22 bytes a content (entry 16, bucket 4, room for more buckets) and nothing for further pages that
-//! share it; up to 30 after most contents have gone. Entries come in chunks of 256 that go back when all of them are gone. The table grows and shrinks by one
+//! share it; up to 30 after most contents have gone. Entries come in chunks of 64 that go back when all of them are gone. The table grows and shrinks by one
 //! bucket at a time (linear hashing), so nobody waits for all of it to be rebuilt.
 //!
 //! **Locks**: 64 shards, one lock each, held for some tens of nanoseconds and never two at a time or together with
