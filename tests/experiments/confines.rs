@@ -46,7 +46,7 @@ impl Confines {
         let host = Arc::new(host);
         let limited = cgroup.clone().map(|cgroup| {
             // Our leader drives ksmd by itself.
-            let merges = baseline.merges && way != Way::Ours;
+            let merges = baseline.merges && !way.is_ours();
             Reclaimer::limit(Baseline { merges, ..baseline }, Arc::clone(&host), budget_bytes, cgroup)
         });
         Ok(Self { way, budget_bytes, cgroup, reclaimer: limited.transpose()?, host })

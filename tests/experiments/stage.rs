@@ -114,7 +114,7 @@ impl Stage {
         // Without a cgroup ours touches nothing of the host.
         let is_confined = match way {
             Way::Linux(_) => true,
-            Way::Ours => matches!(plan.reach(), Reach::Guests(_)),
+            Way::Ours(_) => matches!(plan.reach(), Reach::Guests(_)),
             Way::Unlimited => false,
         };
         let confines = is_confined.then(|| Confines::prepare(plan.reach(), way, budget_bytes, folder.path()));
@@ -130,7 +130,7 @@ impl Stage {
         let mut command =
             namespace.as_ref().map_or_else(|| Command::new(binary()), |network| network.command(binary()));
         let pool_bytes = confines.as_ref().map_or(budget_bytes, Confines::pool_bytes);
-        let flags = if way == Way::Ours { flags(pool_bytes, folder.path()) } else { Vec::new() };
+        let flags = if way.is_ours() { flags(pool_bytes, folder.path()) } else { Vec::new() };
         confines.as_ref().map_or(Ok(()), |confines| confines.enter(&mut command))?;
         ends_with_this_thread(&mut command, libc::SIGKILL);
         let guest = start(command, plan, setup, &flags, folder.path())?;
@@ -139,9 +139,9 @@ impl Stage {
         let all = move || all.lock().unwrap_or_else(PoisonError::into_inner).clone();
         confines.iter_mut().for_each(|confines| confines.watch(all.clone()));
         // Ours swaps by itself.
-        let swapping = confines.as_ref().filter(|_| way != Way::Ours).map(Confines::host);
+        let swapping = confines.as_ref().filter(|_| !way.is_ours()).map(Confines::host);
         let observer = Observer::start(all, swapping);
-        if way == Way::Ours {
+        if way.is_ours() {
             observer.add_socket(folder.path().join("guest.sock"));
         }
         Ok(Self {
@@ -205,7 +205,7 @@ impl Stage {
             ends_with_this_thread(&mut launcher, libc::SIGKILL);
             let other = PagedVm::start_probe(launcher, &program, &arguments);
             self.processes.lock().unwrap_or_else(PoisonError::into_inner).push(other.running.pid());
-            if self.way == Way::Ours {
+            if self.way.is_ours() {
                 self.observer.add_socket(other.socket());
             }
             self.others.push(other);
@@ -228,7 +228,7 @@ impl Stage {
         let socket = self.folder.path().join("guest.sock");
         let sockets = self.others.iter().map(PagedVm::socket).chain([socket.clone()]);
         let stored_pages: u64 = match self.way {
-            Way::Ours => sockets.filter_map(|socket| stored_pages(&socket)).sum(),
+            Way::Ours(_) => sockets.filter_map(|socket| stored_pages(&socket)).sum(),
             _ => 0,
         };
         let mut course = self.observer.finish();
