@@ -166,7 +166,7 @@ pub struct RunOptions {
     /// Ways of sharing, used also where nothing is short: off, or some of zero,store,ksm [default: zero,store]
     #[arg(long, value_name = "WAYS")]
     pub sharing: Option<Mechanisms>,
-    /// CPU time for finding what can be shared, in percent of one CPU [default: 5]
+    /// CPU time for finding what can be shared, in percent of one CPU; at most five VMs' together in a pool [default: 5]
     #[arg(long, value_name = "PERCENT")]
     pub scan_cpu: Option<u32>,
     /// Drive the host's KSM while this VM leads the pool, and put back its settings after that

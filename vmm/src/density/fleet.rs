@@ -43,6 +43,8 @@ pub struct Cast {
     pub roles: Vec<usize>,
     /// The pool's budget.
     pub budget_bytes: u64,
+    /// How long they get used to each other.
+    pub warmup: Duration,
 }
 
 /// What a fleet is at.
@@ -182,7 +184,7 @@ impl<'a> Fleet<'a> {
         let done = match self.stage {
             Stage::Starting => self.guests.len() as f64 / all,
             Stage::Filling => of_guests(has_filled),
-            Stage::WarmingUp => time / self.plan.warmup.as_secs_f64(),
+            Stage::WarmingUp => time / self.cast.warmup.as_secs_f64(),
             Stage::Measuring => time / self.plan.time.as_secs_f64(),
             Stage::Working => of_guests(|guest, _| guest.record.closed.is_some()),
             Stage::Closing | Stage::Over => 1.0,
@@ -300,7 +302,7 @@ impl<'a> Fleet<'a> {
                 Some(if self.plan.is_timed() { Stage::Filling } else { Stage::Working })
             }
             Stage::Filling if all(has_filled) || time > FILL_PATIENCE => Some(Stage::WarmingUp),
-            Stage::WarmingUp if time >= self.plan.warmup => Some(Stage::Measuring),
+            Stage::WarmingUp if time >= self.cast.warmup => Some(Stage::Measuring),
             Stage::Measuring if time >= self.plan.time => Some(Stage::Closing),
             Stage::Closing if self.is_measured_to_the_end() || time >= self.plan.time => Some(Stage::Over),
             _ => None,

@@ -19,6 +19,7 @@ mod workload;
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cistern::host::Host;
@@ -40,6 +41,9 @@ use verdict::{Verdict, Yardstick};
 
 /// Room beside a guest that is alone: nothing is short of memory then.
 const ALONE_ROOM_BYTES: u64 = 64 << 20;
+
+/// How long a probe that is alone gets used to that: it has nobody to share with.
+const ALONE_WARMUP: Duration = Duration::from_secs(5);
 
 /// Whoever runs it has stopped it.
 struct Stopped;
@@ -117,7 +121,9 @@ impl Bench<'_> {
                 continue;
             }
             let room_bytes = plan.memory.bytes + plan.memory.bytes / 4 + ALONE_ROOM_BYTES;
-            let cast = Cast { roles: vec![index], budget_bytes: room_bytes };
+            // What else boots in that time is the user's to know.
+            let warmup = if plan.kernel.is_none() { plan.warmup.min(ALONE_WARMUP) } else { plan.warmup };
+            let cast = Cast { roles: vec![index], budget_bytes: room_bytes, warmup };
             let title = format!("a guest alone, kind {} of {}", index + 1, plan.roles.len());
             let Ok(ended) = self.work(cast, &title)? else { return Ok(Err(Stopped)) };
             if let Some(failure) = &ended.records[0].failure {
@@ -138,7 +144,7 @@ impl Bench<'_> {
     ) -> Result<Result<(Ended, Verdict), Stopped>> {
         let plan = self.plan;
         let weights: Vec<_> = plan.roles.iter().map(|role| role.part.weight).collect();
-        let cast = Cast { roles: interleave(&weights, guests), budget_bytes: plan.budget.bytes };
+        let cast = Cast { roles: interleave(&weights, guests), budget_bytes: plan.budget.bytes, warmup: plan.warmup };
         let programs: Vec<_> = plan.roles.iter().map(|role| role.part.program.clone()).collect();
         let ended = self.work(cast, &format!("{guests} guests"))?;
         Ok(ended.map(|ended| {
