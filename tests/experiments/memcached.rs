@@ -103,6 +103,7 @@ fn serve(plan: &Plan, way: Way, setup: &Setup, load: Load, duration: Duration) -
             figure("gets for a second of CPU time", served.got as f64 / course.cpu(begun..ended).as_secs_f64()),
             figure("p50 of a request for 8 keys, ms", ms(served.gets.percentile(50))),
             figure("p99 of a request for 8 keys, ms", ms(served.gets.percentile(99))),
+            figure("p99 of a set, ms", ms(served.sets.percentile(99))),
         ],
         compared: (
             format!("{} values, and each of {} once more", served.got, load.keys),

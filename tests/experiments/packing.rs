@@ -64,6 +64,8 @@ struct Packed {
     /// CPU time of whoever reclaims from outside.
     reclaim_cpu_percent: f64,
     peak_bytes: u64,
+    /// What memory and CPU time went into, in words; `None` where no manager says it.
+    spent: Option<String>,
     /// What was taken, in MiB, over time, in seconds.
     course: Vec<(f64, f64)>,
 }
@@ -80,7 +82,7 @@ pub fn run(plan: &Plan) -> Report {
     }
     let wanted = ways.into_iter().filter(|way| plan.ways.is_empty() || plan.ways.contains(&way.to_string()));
     for way in bench.apart(wanted) {
-        measured.extend(bench.measure(&mix::USUAL, way).map(|guests| (way, vec![guests])));
+        measured.extend(bench.measure(&mix::USUAL, way).map(|packed| (way, vec![packed.guests])));
     }
     if !plan.is_short {
         bench.compare(measured);
@@ -97,13 +99,18 @@ pub fn run_mixes(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let (others, ways) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
     for mix in &mix::OTHERS[..others] {
-        let ours = bench.settings().iter().filter_map(|&setting| bench.measure(mix, Way::Ours(setting))).max();
+        let settings = bench.settings().iter();
+        let ours: Vec<_> = settings.filter_map(|&setting| bench.measure(mix, Way::Ours(setting))).collect();
         let ways = USED_MOST[..ways].iter().map(|name| name.parse().expect("it is one of the grid"));
-        let best = ways.filter_map(|way| bench.measure(mix, way)).max();
+        let best = ways.filter_map(|way| bench.measure(mix, way)).map(|packed| packed.guests).max();
+        let ours = ours.into_iter().max_by_key(|packed| packed.guests);
         let (Some(ours), Some(best), false) = (ours, best, plan.is_short) else { continue };
-        let ratio = ours as f64 / best.max(1) as f64;
-        let behind = if ratio < BEHIND { ": behind" } else { "" };
-        let name = format!("{}: ours by the better of these", mix.name);
+        let ratio = ours.guests as f64 / best.max(1) as f64;
+        let behind = match ours.spent.filter(|_| ratio < BEHIND) {
+            Some(spent) => format!(": behind, and this is what it took: {spent}"),
+            None => String::new(),
+        };
+        let name = format!("{}: the better of ours by the better of these", mix.name);
         bench.report.row(name, NOT_PUBLISHED, format!("{ratio:.2}{behind}"));
     }
     bench.finish("packing-mixes.svg")
@@ -165,19 +172,18 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures a way once and reports it. `None` where it cannot be had on this host.
-    fn measure(&mut self, mix: &Mix, way: Way) -> Option<u64> {
+    fn measure(&mut self, mix: &Mix, way: Way) -> Option<Packed> {
         let mut name = way.to_string();
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
         match pack(self.plan, mix, way) {
-            Ok(packed) => {
-                let guests = packed.guests;
+            Ok(mut packed) => {
                 // The table comes in an hour or two.
-                eprintln!("{name}: {guests} guests");
+                eprintln!("{name}: {} guests", packed.guests);
                 self.show(&name, &packed);
-                self.chart.line(&name, packed.course);
-                Some(guests)
+                self.chart.line(&name, std::mem::take(&mut packed.course));
+                Some(packed)
             }
             Err(error) if way.is_ours() => {
                 self.report.claim(format!("{name} can be measured"), false, format!("{error:#}"));
@@ -192,12 +198,15 @@ impl<'a> Bench<'a> {
     }
 
     fn show(&mut self, name: &str, packed: &Packed) {
-        let Packed { way, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, .. } = packed;
+        let Packed { way, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, spent, .. } = packed;
         let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
         let mut found =
             format!("{guests} guests, at most {} MiB of {}", peak_bytes / MIB, budget_bytes(self.plan) / MIB);
         if let Some(percent) = packed.worst_goodput_percent {
             found += &format!(", worst goodput {percent:.0} %");
+        }
+        if let Some(spent) = spent.as_ref().filter(|_| !self.plan.is_short) {
+            found += &format!(", {spent}");
         }
         if !way.is_ours() && !self.plan.is_short {
             found += &format!(", reclaim {:.0} % of a CPU", packed.reclaim_cpu_percent);
@@ -251,7 +260,7 @@ impl<'a> Bench<'a> {
         let mut both = [ours, theirs];
         for _ in 1..TURNS {
             for (way, guests) in &mut both {
-                guests.extend(self.measure(&mix::USUAL, *way));
+                guests.extend(self.measure(&mix::USUAL, *way).map(|packed| packed.guests));
             }
         }
         let [(ours, all_ours), (theirs, all_theirs)] = both.map(|(way, mut guests)| {
@@ -322,8 +331,24 @@ fn packed(
         peak_bytes: work.map_or(number("peak_host_bytes")?, |work| work.peak_bytes),
         work,
         reclaim_cpu_percent,
+        spent: if way.is_ours() { spent(found) } else { None },
         course,
     })
+}
+
+/// What all of them took at the end, and which time it cost while they were measured.
+fn spent(found: &Value) -> Option<String> {
+    let last = found["moments"].as_array()?.last()?;
+    let mib = |value: &Value| Some(value.as_u64()? / MIB);
+    let (all, resident) = (mib(&last["host_bytes"])?, mib(&last["bytes"]["resident"])?);
+    let compressed = mib(&last["compressed_held_bytes"])?;
+    let [guests, managers] =
+        ["guests_percent", "managers_percent"].map(|name| found["cpu"][name].as_f64().unwrap_or_default());
+    Some(format!(
+        "{resident} MiB of guests' pages, {compressed} of compressed ones, {} of the VMMs' own; guests {guests:.0} % of a CPU, \
+         managers {managers:.0} %",
+        all.saturating_sub(resident + compressed)
+    ))
 }
 
 fn flags(way: Way, folder: &Path) -> Vec<String> {

@@ -180,7 +180,7 @@ fn manager_time_ns(pid: u32) -> u64 {
 #[test]
 fn nothing_is_done_where_all_fit() {
     let mut pool =
-        TestPool::new(&["--memory", "128M", "--budget", "272M", "--sample-period", "100ms", "--swap", "SWAP"]);
+        TestPool::new(&["--memory", "128M", "--budget", "256M", "--sample-period", "100ms", "--swap", "SWAP"]);
     for _ in 0..2 {
         pool.start("fill:96M;repeat:3,(walk:96M,secs=2;verify);idle:1000000", &[]);
     }

@@ -1,21 +1,36 @@
-//! Whether a pool is at rest: nothing can get short there, so nothing is to be done. Pure.
+//! Whether a pool is at rest: nothing gets short there, so nothing is to be done. Pure.
+//!
+//! Guests whose sizes fit the budget are left alone. What their processes cost beside them may not fit any more, by 3 MiB a
+//! guest; that is waited for: rest ends when it shows, and begins again once all of it fits. As guests at rest are not gated, and
+//! looked at once a second, they may exceed the budget by that until then.
 
 use crate::ledger::{MAXIMUM_BYTES, MemberView, PoolView};
+use crate::policy::watermark::{Level, Watermarks};
 
 /// What a process costs beside its guest at the least, for one that has not said yet.
 const LEAST_OWN_BYTES: u64 = 2 << 20;
 
-/// Rest that was there goes on up to such a part beyond the budget, which is as far as it may be exceeded: what processes
-/// cost varies with how many of them share their program, and a pool is not to go to and fro for that.
+/// The budget may be exceeded by such a part.
 const TOLERATED_PART: u64 = 100;
 
-/// Whether all members fit the budget as large as they may get.
+/// Whether all members fit the budget as large as they may get, or do where they are at rest.
 pub(super) fn is_at_rest(view: &PoolView) -> bool {
-    let most_bytes = view.members.iter().map(most_bytes).fold(0, u64::saturating_add);
-    let budget_bytes = view.settings.budget_bytes;
-    let was_at_rest =
+    let sum = |bytes: fn(&MemberView) -> u64| view.members.iter().map(bytes).fold(0, u64::saturating_add);
+    let (budget_bytes, most_bytes) = (view.settings.budget_bytes, sum(most_bytes));
+    let has_rested =
         view.members.iter().filter_map(|member| member.orders).all(|orders| orders.grow_to_bytes >= MAXIMUM_BYTES);
-    most_bytes <= if was_at_rest { budget_bytes + budget_bytes / TOLERATED_PART } else { budget_bytes }
+    if !has_rested {
+        return most_bytes <= budget_bytes;
+    }
+    let watermarks = Watermarks::from_millipercent(view.settings.watermarks_millipercent).unwrap_or_default();
+    let left_bytes = budget_bytes.saturating_sub(sum(|member| member.report.charge_bytes));
+    most_bytes <= budget_bytes + budget_bytes / TOLERATED_PART
+        || (sum(size_bytes) <= budget_bytes && left_bytes >= watermarks.line_bytes(Level::High, budget_bytes))
+}
+
+/// The most RAM that a guest may have.
+fn size_bytes(member: &MemberView) -> u64 {
+    member.identity.size_bytes.min(member.identity.limit_bytes)
 }
 
 /// The most a member may come to cost. What is stored goes on costing for a while after all pages are back in guest RAM.
@@ -47,7 +62,12 @@ mod tests {
                 limit_bytes: limit_mib * MIB,
                 shares: 2560,
             },
-            report: Report { own_bytes: own_mib * MIB, compressed_bytes: compressed_mib * MIB, ..Report::default() },
+            report: Report {
+                charge_bytes: 250 * MIB,
+                own_bytes: own_mib * MIB,
+                compressed_bytes: compressed_mib * MIB,
+                ..Report::default()
+            },
             report_age_ms: 0,
             grant_bytes: None,
             orders: None,
@@ -88,6 +108,23 @@ mod tests {
         assert!(at_rest(26, two(3, 10)) && !at_rest(25, two(3, 10)));
         // Its limit holds whatever the pool does.
         assert!(at_rest(0, [member(200, 3, 10), member(256, 3, 10)]));
+    }
+
+    #[test]
+    fn rest_ends_when_what_does_not_fit_shows() {
+        let filled = |mib| {
+            let report = Report { charge_bytes: mib * MIB, own_bytes: 4 * MIB, ..Report::default() };
+            [0, 1].map(|_| MemberView { report, ..member(256, 0, 0) })
+        };
+        // 6 % of it are 30.7 MiB.
+        for told_bytes in [None, Some(MAXIMUM_BYTES)] {
+            assert!(is_at_rest_beside(0, filled(240), told_bytes) && !is_at_rest_beside(0, filled(241), told_bytes));
+        }
+        assert!(!is_at_rest_beside(0, filled(100), Some(300 * MIB)), "it does not begin like this");
+        let mut larger = filled(100);
+        larger[1].identity.size_bytes += MIB;
+        larger[1].identity.limit_bytes += MIB;
+        assert!(!is_at_rest_beside(0, larger, None), "nor where the guests alone do not fit");
     }
 
     #[test]
