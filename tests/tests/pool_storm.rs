@@ -12,6 +12,7 @@ use cistern_tests::cycles::HOMES;
 use cistern_tests::paged::{MIB, counter};
 use cistern_tests::ramps::{self, Ramp};
 use cistern_tests::storm::Storm;
+use cistern_tests::watch::{Still, pss_with_files_bytes};
 
 /// A guest that rewrites its memory at random for as long as it is let, and looks at all of it now and then.
 fn churning(size: &str, seed: usize) -> String {
@@ -92,24 +93,30 @@ fn thirty_guests_rewrite_more_than_the_budget_and_keep_to_it() {
 fn those_that_are_left_keep_to_the_budget_too() {
     let mut storm = Storm::new(64);
     for seed in 0..4 {
-        storm.start(32, &churning("28M", seed), &[]);
+        storm.start(32, &churning("30M", seed), &[]);
     }
     for member in &mut storm.members {
         member.wait_for_verify();
     }
-    let watch = storm.watch();
     for _ in 0..2 {
         storm.kill(storm.members[0].running.pid());
     }
+    let mut taken_bytes = Vec::new();
     for _ in 0..3 {
         for member in &mut storm.members {
             member.wait_for_verify();
         }
+        let pids: Vec<_> = storm.members.iter().map(|member| member.running.pid()).collect();
+        let _still = Still::all(pids.iter().copied());
+        // The program too, which other looks leave out.
+        let of_each = pids.iter().map(|&pid| pss_with_files_bytes(pid).expect("it runs"));
+        taken_bytes.push(of_each.sum::<u64>());
     }
-    let peak = watch.finish();
-    println!("{peak:?}");
-    peak.expect_within(storm.budget_bytes());
-    assert!(peak.taken_bytes * 10 > storm.budget_bytes() * 9, "they hardly fit: {peak:?}");
+    let budget_bytes = storm.budget_bytes();
+    println!("{taken_bytes:?} of {budget_bytes}");
+    let most_bytes = taken_bytes.into_iter().max().expect("there were three looks");
+    assert!(most_bytes <= budget_bytes / 100 * 101, "{most_bytes} of {budget_bytes}");
+    assert!(most_bytes * 10 > budget_bytes * 8, "they hardly fit: {most_bytes} of {budget_bytes}");
     storm.stop();
 }
 
