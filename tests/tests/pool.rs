@@ -211,6 +211,23 @@ fn nothing_is_done_where_all_fit() {
     pool.stop();
 }
 
+/// Neither has anywhere to put a page, and their processes are too much for the budget.
+#[test]
+fn guests_that_fit_get_what_they_were_promised() {
+    for flags in [&[][..], &["--reclaim", "off"]] {
+        let mut pool = TestPool::new(&[&["--memory", "32M", "--budget", "64M"], flags].concat());
+        for seed in [1, 2] {
+            // Slowly, so that somebody looks meanwhile.
+            let fill = format!("fill:26M,random=100,seed={seed};idle:3;repeat:16,(fill:256K,random=100;idle:0.1)");
+            pool.start(&format!("{fill};repeat:1000000,(walk:30M,touches=20000;verify)"), &[]);
+        }
+        for vm in &mut pool.vms {
+            vm.wait_for_verifies(2);
+        }
+        pool.stop();
+    }
+}
+
 #[test]
 fn the_balloon_gives_what_a_guest_has_free() {
     // Freed but not reported, 160 of the 200 MiB of the first still cost the host. The other grows into them, more slowly

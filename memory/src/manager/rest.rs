@@ -2,7 +2,8 @@
 //!
 //! Guests whose sizes fit the budget are left alone. What their processes cost beside them may not fit any more, by 3 MiB a
 //! guest; that is waited for: rest ends when it shows, and begins again once all of it fits. As guests at rest are not gated, and
-//! looked at once a second, they may exceed the budget by that until then.
+//! looked at once a second, they may exceed the budget by that until then; and where nothing can be taken from anybody they do, for
+//! a guest that has what it was promised is not to wait for what nobody can give.
 
 use crate::ledger::{MAXIMUM_BYTES, MemberView, PoolView};
 use crate::policy::watermark::{Level, Watermarks};
@@ -17,6 +18,10 @@ const TOLERATED_PART: u64 = 100;
 pub(super) fn is_at_rest(view: &PoolView) -> bool {
     let sum = |bytes: fn(&MemberView) -> u64| view.members.iter().map(bytes).fold(0, u64::saturating_add);
     let (budget_bytes, most_bytes) = (view.settings.budget_bytes, sum(most_bytes));
+    let fits_by_size = sum(size_bytes) <= budget_bytes;
+    if fits_by_size && !view.members.iter().any(|member| member.report.can_reclaim) {
+        return true;
+    }
     let has_rested =
         view.members.iter().filter_map(|member| member.orders).all(|orders| orders.grow_to_bytes >= MAXIMUM_BYTES);
     if !has_rested {
@@ -25,7 +30,7 @@ pub(super) fn is_at_rest(view: &PoolView) -> bool {
     let watermarks = Watermarks::from_millipercent(view.settings.watermarks_millipercent).unwrap_or_default();
     let left_bytes = budget_bytes.saturating_sub(sum(|member| member.report.charge_bytes));
     most_bytes <= budget_bytes + budget_bytes / TOLERATED_PART
-        || (sum(size_bytes) <= budget_bytes && left_bytes >= watermarks.line_bytes(Level::High, budget_bytes))
+        || (fits_by_size && left_bytes >= watermarks.line_bytes(Level::High, budget_bytes))
 }
 
 /// The most RAM that a guest may have.
@@ -66,6 +71,7 @@ mod tests {
                 charge_bytes: 250 * MIB,
                 own_bytes: own_mib * MIB,
                 compressed_bytes: compressed_mib * MIB,
+                can_reclaim: true,
                 ..Report::default()
             },
             report_age_ms: 0,
@@ -113,7 +119,7 @@ mod tests {
     #[test]
     fn rest_ends_when_what_does_not_fit_shows() {
         let filled = |mib| {
-            let report = Report { charge_bytes: mib * MIB, own_bytes: 4 * MIB, ..Report::default() };
+            let report = Report { charge_bytes: mib * MIB, own_bytes: 4 * MIB, can_reclaim: true, ..Report::default() };
             [0, 1].map(|_| MemberView { report, ..member(256, 0, 0) })
         };
         // 6 % of it are 30.7 MiB.
@@ -125,6 +131,21 @@ mod tests {
         larger[1].identity.size_bytes += MIB;
         larger[1].identity.limit_bytes += MIB;
         assert!(!is_at_rest_beside(0, larger, None), "nor where the guests alone do not fit");
+    }
+
+    #[test]
+    fn who_fits_does_not_wait_for_what_nobody_can_give() {
+        let [mut one, mut other] = [member(256, 4, 0), member(256, 4, 0)];
+        one.report.can_reclaim = false;
+        for told_bytes in [None, Some(300 * MIB)] {
+            assert!(!is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes));
+            other.report.can_reclaim = false;
+            assert!(is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes));
+            other.identity.limit_bytes += MIB;
+            other.identity.size_bytes += MIB;
+            assert!(!is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes), "they do not fit");
+            other = member(256, 4, 0);
+        }
     }
 
     #[test]
