@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use cistern_tests::paged::{MIB, counter, without_histograms};
 use cistern_tests::pool::{INTERVAL, Look, TestPool, in_mib, is_within};
-use cistern_tests::process::Finished;
+use cistern_tests::process::{Finished, LIMIT};
 use cistern_tests::watch::Watch;
 
 /// Guests of 256 MiB in a pool of 383 MiB, of which 360 are divided.
@@ -211,15 +211,27 @@ fn nothing_is_done_where_all_fit() {
     pool.stop();
 }
 
-/// Neither has anywhere to put a page, and their processes are too much for the budget.
+/// Two that fit once a third has gone, but for their processes, and have nowhere to put a page.
 #[test]
 fn guests_that_fit_get_what_they_were_promised() {
     for flags in [&[][..], &["--reclaim", "off"]] {
         let mut pool = TestPool::new(&[&["--memory", "32M", "--budget", "64M"], flags].concat());
         for seed in [1, 2] {
             // Slowly, so that somebody looks meanwhile.
-            let fill = format!("fill:26M,random=100,seed={seed};idle:3;repeat:16,(fill:256K,random=100;idle:0.1)");
+            let fill = format!(
+                "fill:12M,random=100,seed={seed};repeat:told,(idle:0.1);repeat:36,(fill:512K,random=100;idle:0.2)"
+            );
             pool.start(&format!("{fill};repeat:1000000,(walk:30M,touches=20000;verify)"), &[]);
+        }
+        pool.start("fill:4M,random=100,seed=3;repeat:told,(idle:0.1)", &[]);
+        for vm in &mut pool.vms {
+            vm.running.wait_for_phase("fill");
+        }
+        let mut third = pool.vms.pop().expect("there are three");
+        third.tell();
+        third.running.finish(LIMIT).expect_status(0);
+        for vm in &mut pool.vms {
+            vm.tell();
         }
         for vm in &mut pool.vms {
             vm.wait_for_verifies(2);

@@ -9,7 +9,8 @@ const STRETCH_MAX: u32 = 8;
 const STILL_GROWING: u64 = 20;
 
 /// A guest that waits for its pages for more than this part of a period is short of them. One that touches a megabyte in two
-/// seconds and has to wait for each page of it does for a hundredth.
+/// seconds and has to wait for each page of it does for a hundredth. Of several CPUs the waits add up, and one of many that is
+/// short of pages is enough.
 const SHORT_PART: f64 = 0.1;
 
 /// Whether what a guest did not touch in a period says nothing, as it waited for its pages for `waited` of that, from 0 to 1.
@@ -45,6 +46,11 @@ mod tests {
         assert!(is_over(1, &arrived(0), &arrived(0), 0.0));
         assert!(is_over(1, &arrived(0), &arrived(52), 0.0), "a little always comes");
         assert!(is_over(1, &Touches::default(), &Touches::default(), 1.0), "nothing is known of it");
+    }
+
+    #[test]
+    fn a_tenth_of_the_time_is_much_to_wait() {
+        assert!(!is_short(0.0) && !is_short(0.1) && is_short(0.11) && is_short(1.0));
     }
 
     #[test]

@@ -268,9 +268,9 @@ mod tests {
 
     #[test]
     fn guests_that_fit_are_not_limited() {
-        let view = pool(518, 75, vec![member(0, 250, 240), member(1, 250, 0)]);
+        let view = pool(512, 75, vec![member(0, 250, 240), member(1, 250, 0)]);
         let round = decide(&mut Leader::new(&view), &view, 5);
-        assert_eq!((round.level, round.free_bytes), (Level::High, 18 * MIB as i64));
+        assert_eq!((round.level, round.free_bytes), (Level::High, 12 * MIB as i64));
         assert!(round.orders.iter().all(|(_, orders)| orders.grow_to_bytes == MAXIMUM_BYTES));
         assert!(round.orders.iter().all(|(_, orders)| orders.reclaim_to_bytes.is_none()));
     }

@@ -1,36 +1,23 @@
-//! Whether a pool is at rest: nothing gets short there, so nothing is to be done. Pure.
+//! Whether a pool is at rest: nothing is to be done there. Pure.
 //!
-//! Guests whose sizes fit the budget are left alone. What their processes cost beside them may not fit any more, by 3 MiB a
-//! guest; that is waited for: rest ends when it shows, and begins again once all of it fits. As guests at rest are not gated, and
-//! looked at once a second, they may exceed the budget by that until then; and where nothing can be taken from anybody they do, for
-//! a guest that has what it was promised is not to wait for what nobody can give.
+//! A pool whose guests fit the budget by their sizes is left alone, though what their processes take beside, 3 MiB each, may
+//! exceed it. One that was short of memory comes to rest only when that fits too: until then its members keep to the budget.
 
 use crate::ledger::{MAXIMUM_BYTES, MemberView, PoolView};
-use crate::policy::watermark::{Level, Watermarks};
 
 /// What a process costs beside its guest at the least, for one that has not said yet.
 const LEAST_OWN_BYTES: u64 = 2 << 20;
 
-/// The budget may be exceeded by such a part.
-const TOLERATED_PART: u64 = 100;
-
-/// Whether all members fit the budget as large as they may get, or do where they are at rest.
+/// Whether all guests fit the budget as large as they may get, and nobody has to keep to it any more.
 pub(super) fn is_at_rest(view: &PoolView) -> bool {
-    let sum = |bytes: fn(&MemberView) -> u64| view.members.iter().map(bytes).fold(0, u64::saturating_add);
-    let (budget_bytes, most_bytes) = (view.settings.budget_bytes, sum(most_bytes));
-    let fits_by_size = sum(size_bytes) <= budget_bytes;
-    if fits_by_size && !view.members.iter().any(|member| member.report.can_reclaim) {
-        return true;
-    }
-    let has_rested =
-        view.members.iter().filter_map(|member| member.orders).all(|orders| orders.grow_to_bytes >= MAXIMUM_BYTES);
-    if !has_rested {
-        return most_bytes <= budget_bytes;
-    }
-    let watermarks = Watermarks::from_millipercent(view.settings.watermarks_millipercent).unwrap_or_default();
-    let left_bytes = budget_bytes.saturating_sub(sum(|member| member.report.charge_bytes));
-    most_bytes <= budget_bytes + budget_bytes / TOLERATED_PART
-        || (fits_by_size && left_bytes >= watermarks.line_bytes(Level::High, budget_bytes))
+    let fits = |bytes: fn(&MemberView) -> u64| {
+        view.members.iter().map(bytes).fold(0, u64::saturating_add) <= view.settings.budget_bytes
+    };
+    let mut orders = view.members.iter().filter_map(|member| member.orders);
+    fits(size_bytes)
+        && (orders.all(|orders| orders.grow_to_bytes >= MAXIMUM_BYTES)
+            || fits(process_bytes)
+            || view.members.iter().any(waits_in_vain))
 }
 
 /// The most RAM that a guest may have.
@@ -38,14 +25,21 @@ fn size_bytes(member: &MemberView) -> u64 {
     member.identity.size_bytes.min(member.identity.limit_bytes)
 }
 
-/// The most a member may come to cost. What is stored goes on costing for a while after all pages are back in guest RAM.
-fn most_bytes(member: &MemberView) -> u64 {
+/// The most that a member's process may come to cost. What is stored goes on costing for a while after all pages are back in
+/// guest RAM.
+fn process_bytes(member: &MemberView) -> u64 {
     let MemberView { identity, report, .. } = member;
     let guest_bytes = match identity.limit_bytes < identity.size_bytes {
         true => identity.limit_bytes,
         false => identity.size_bytes.saturating_add(report.compressed_bytes),
     };
     guest_bytes.saturating_add(report.own_bytes.max(LEAST_OWN_BYTES))
+}
+
+/// Whether a guest waits for memory and has no page that could leave for it. Where all fit, it was promised that memory.
+fn waits_in_vain(member: &MemberView) -> bool {
+    let has_begun = member.report.resident_bytes > 0;
+    has_begun && member.report.wants_growth && !member.report.can_reclaim
 }
 
 #[cfg(test)]
@@ -68,7 +62,7 @@ mod tests {
                 shares: 2560,
             },
             report: Report {
-                charge_bytes: 250 * MIB,
+                resident_bytes: 250 * MIB,
                 own_bytes: own_mib * MIB,
                 compressed_bytes: compressed_mib * MIB,
                 can_reclaim: true,
@@ -104,11 +98,25 @@ mod tests {
         })
     }
 
+    /// What one is told that was short of memory.
+    const SHORT: Option<u64> = Some(300 * MIB);
+
     #[test]
-    fn processes_and_what_is_stored_have_to_fit_too() {
-        let at_rest = |more_mib, members| is_at_rest_beside(more_mib, members, Some(300 * MIB));
-        let two =
-            |own_mib, compressed_mib| [member(256, own_mib, compressed_mib), member(256, own_mib, compressed_mib)];
+    fn guests_that_fit_are_left_alone() {
+        let filled = || [member(256, 10, 0), member(256, 10, 0)];
+        for told_bytes in [None, Some(MAXIMUM_BYTES)] {
+            assert!(is_at_rest_beside(0, filled(), told_bytes));
+            let mut larger = filled();
+            larger[1].identity.size_bytes += 1;
+            larger[1].identity.limit_bytes += 1;
+            assert!(!is_at_rest_beside(0, larger, told_bytes));
+        }
+    }
+
+    #[test]
+    fn who_was_short_keeps_to_the_budget_until_processes_and_what_is_stored_fit() {
+        let at_rest = |more_mib, members| is_at_rest_beside(more_mib, members, SHORT);
+        let two = |own_mib, compressed_mib| [0, 1].map(|_| member(256, own_mib, compressed_mib));
         assert!(at_rest(6, two(3, 0)) && !at_rest(5, two(3, 0)));
         assert!(at_rest(4, two(0, 0)) && !at_rest(3, two(0, 0)), "who has not said anything yet");
         assert!(at_rest(26, two(3, 10)) && !at_rest(25, two(3, 10)));
@@ -117,43 +125,17 @@ mod tests {
     }
 
     #[test]
-    fn rest_ends_when_what_does_not_fit_shows() {
-        let filled = |mib| {
-            let report = Report { charge_bytes: mib * MIB, own_bytes: 4 * MIB, can_reclaim: true, ..Report::default() };
-            [0, 1].map(|_| MemberView { report, ..member(256, 0, 0) })
-        };
-        // 6 % of it are 30.7 MiB.
-        for told_bytes in [None, Some(MAXIMUM_BYTES)] {
-            assert!(is_at_rest_beside(0, filled(240), told_bytes) && !is_at_rest_beside(0, filled(241), told_bytes));
-        }
-        assert!(!is_at_rest_beside(0, filled(100), Some(300 * MIB)), "it does not begin like this");
-        let mut larger = filled(100);
-        larger[1].identity.size_bytes += MIB;
-        larger[1].identity.limit_bytes += MIB;
-        assert!(!is_at_rest_beside(0, larger, None), "nor where the guests alone do not fit");
-    }
-
-    #[test]
     fn who_fits_does_not_wait_for_what_nobody_can_give() {
-        let [mut one, mut other] = [member(256, 4, 0), member(256, 4, 0)];
-        one.report.can_reclaim = false;
-        for told_bytes in [None, Some(300 * MIB)] {
-            assert!(!is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes));
-            other.report.can_reclaim = false;
-            assert!(is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes));
-            other.identity.limit_bytes += MIB;
-            other.identity.size_bytes += MIB;
-            assert!(!is_at_rest_beside(0, [one.clone(), other.clone()], told_bytes), "they do not fit");
-            other = member(256, 4, 0);
-        }
-    }
-
-    #[test]
-    fn a_pool_does_not_go_to_and_fro() {
-        let two = || [member(256, 4, 0), member(256, 4, 0)];
-        for told_bytes in [None, Some(MAXIMUM_BYTES)] {
-            assert!(is_at_rest_beside(3, two(), told_bytes) && !is_at_rest_beside(2, two(), told_bytes));
-        }
-        assert!(is_at_rest_beside(8, two(), Some(300 * MIB)) && !is_at_rest_beside(7, two(), Some(300 * MIB)));
+        let mut two = [0, 1].map(|_| member(256, 4, 0));
+        two[0].report.wants_growth = true;
+        assert!(!is_at_rest_beside(0, two.clone(), SHORT));
+        two[0].report.can_reclaim = false;
+        assert!(is_at_rest_beside(0, two.clone(), SHORT));
+        two[0].report.resident_bytes = 0;
+        assert!(!is_at_rest_beside(0, two.clone(), SHORT), "it waits to begin");
+        two[0].report.resident_bytes = 1;
+        two[1].identity.size_bytes += 1;
+        two[1].identity.limit_bytes += 1;
+        assert!(!is_at_rest_beside(0, two, SHORT), "they do not fit");
     }
 }

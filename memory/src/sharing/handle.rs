@@ -131,7 +131,7 @@ impl SharingHandle {
     }
 
     /// The user asked for sharing, whether anything is short or not.
-    pub(super) fn is_asked(&self) -> bool {
+    pub fn is_asked(&self) -> bool {
         self.with(|state| state.is_asked)
     }
 

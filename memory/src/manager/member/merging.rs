@@ -14,7 +14,8 @@ impl Member {
     /// Says now and then who else is there, to merge pages with and to share the CPU time for that.
     pub(super) fn meet_others(&mut self) -> Result<(), ManagerError> {
         let is_time = self.looked.is_some_and(|looked| self.met != Some(looked));
-        let is_scanning = |sharing: &SharingHandle| sharing.mechanisms().ksm || sharing.is_wanted();
+        let is_scanning =
+            |sharing: &SharingHandle| sharing.mechanisms().ksm || sharing.is_wanted() || sharing.is_asked();
         let Some(sharing) = self.sharing.as_deref().filter(|sharing| is_time && is_scanning(sharing)) else {
             return Ok(());
         };
