@@ -34,8 +34,8 @@ const FEW_BUDGET_MIB: u64 = 96;
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long guests get used to each other, and are measured.
-/// A pool of ours finds in half a minute which guests idle, and then takes as long to give others what they had.
+/// How long guests get used to each other, and are measured. Ours takes half a minute to find which guests idle, and as long again
+/// to give others what they had.
 const TIMES: [&str; 4] = ["--warmup", "60", "--secs", "20"];
 
 /// How often the best are measured: the median counts.
@@ -345,7 +345,7 @@ fn spent(found: &Value) -> Option<String> {
     let [guests, managers] =
         ["guests_percent", "managers_percent"].map(|name| found["cpu"][name].as_f64().unwrap_or_default());
     Some(format!(
-        "{resident} MiB of guests' pages, {compressed} of compressed ones, {} of the VMMs' own; guests {guests:.0} % of a CPU, \
+        "{resident} MiB of guests' pages, {compressed} of compressed ones, {} the rest; guests {guests:.0} % of a CPU, \
          managers {managers:.0} %",
         all.saturating_sub(resident + compressed)
     ))

@@ -42,7 +42,7 @@ use verdict::{Verdict, Yardstick};
 /// Room beside a guest that is alone: nothing is short of memory then.
 const ALONE_ROOM_BYTES: u64 = 64 << 20;
 
-/// How long a probe that is alone gets used to that: it has nobody to share with.
+/// The longest that a probe which is alone gets used to that: it has nobody to share with.
 const ALONE_WARMUP: Duration = Duration::from_secs(5);
 
 /// Whoever runs it has stopped it.
@@ -121,7 +121,7 @@ impl Bench<'_> {
                 continue;
             }
             let room_bytes = plan.memory.bytes + plan.memory.bytes / 4 + ALONE_ROOM_BYTES;
-            // What else boots in that time is the user's to know.
+            // A kernel of the user's may still be booting then.
             let warmup = if plan.kernel.is_none() { plan.warmup.min(ALONE_WARMUP) } else { plan.warmup };
             let cast = Cast { roles: vec![index], budget_bytes: room_bytes, warmup };
             let title = format!("a guest alone, kind {} of {}", index + 1, plan.roles.len());
