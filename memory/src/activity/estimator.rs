@@ -33,8 +33,9 @@ pub struct Estimate {
 ///
 /// A sample jumps about what is touched by its standard error, and the guest's grant would with it. So the estimate moves
 /// only where a period [contradicts](Touches::plausible_pages) it, which chance does in one of twenty: up at once, down as
-/// the slow average falls, by half in 1.4 periods (7 s at the default of 5 s). Nothing moves down while the guest is short of
-/// its pages: who waits for most of what it would touch looks idle, and would be given less for it.
+/// the slow average falls, by half in 1.4 periods (7 s at the default of 5 s). It does not move down while the guest is short of
+/// its pages: who waits for most of what it would touch looks idle, and would be given less for it. The averages do move, so that it
+/// comes down at once, and not by halves, when a guest that was short turns out to need less.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Estimator {
     joined: Option<Settled>,
@@ -55,12 +56,8 @@ impl Settled {
         let Some(before) = before else {
             return Self { pages: seen_pages, fast_pages: seen_pages, slow_pages: seen_pages };
         };
-        let average = |before: f64, weight: f64| {
-            let after = before + weight * (seen_pages - before);
-            if is_short { after.max(before) } else { after }
-        };
-        let (fast_pages, slow_pages) =
-            (average(before.fast_pages, FAST_WEIGHT), average(before.slow_pages, SLOW_WEIGHT));
+        let fast_pages = before.fast_pages + FAST_WEIGHT * (seen_pages - before.fast_pages);
+        let slow_pages = before.slow_pages + SLOW_WEIGHT * (seen_pages - before.slow_pages);
         let most_pages = seen_pages.max(fast_pages).max(slow_pages);
         let pages = if before.pages < *plausible.start() {
             most_pages
@@ -169,7 +166,7 @@ mod tests {
         estimator.end_period(touches(400, 80, 0), None, true);
         assert_eq!(active_mib(&estimator, Touches::default()), 320, "more it may be");
         estimator.end_period(touches(400, 5, 0), None, false);
-        assert_eq!(active_mib(&estimator, Touches::default()), 171, "by the slow average");
+        assert_eq!(active_mib(&estimator, Touches::default()), 98, "the averages have gone on falling");
     }
 
     #[test]
