@@ -36,7 +36,7 @@ fn number(report: &Value, path: &str) -> f64 {
 #[test]
 fn four_guests_in_half_of_what_they_have() {
     let (folder, out, swap) = (folder_on_disk(), folder_on_disk(), folder_on_disk());
-    let program = format!("{FILL};walk:24M,secs=3,write=30;verify;idle:5");
+    let program = format!("{FILL};walk:24M,secs=10,write=30;verify");
     let (out_path, swap_path) = (out.path().join("new"), swap.path().to_str().expect("a plain path"));
     let arguments = ["--guests", "4", "--memory", "32M", "--budget", "64M", "--swap", swap_path, "--json"];
     let out_argument = format!("--out={}", out_path.display());

@@ -203,14 +203,14 @@ fn standing(member: &MemberView, claim: &Claim, grant_bytes: u64, committed_byte
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ledger::{BalloonHealth, PoolSettings};
 
     const MIB: u64 = 1 << 20;
 
     /// A guest of 256 MiB that has touched 240 and holds `charge_mib`, 3 of them the process's own.
-    fn member(slot: u16, charge_mib: u64, active_mib: u64) -> MemberView {
+    pub fn member(slot: u16, charge_mib: u64, active_mib: u64) -> MemberView {
         MemberView {
             id: MemberId { slot, generation: 1 },
             identity: Identity {
@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    fn pool(budget_mib: u64, idle_tax_percent: u8, members: Vec<MemberView>) -> PoolView {
+    pub fn pool(budget_mib: u64, idle_tax_percent: u8, members: Vec<MemberView>) -> PoolView {
         PoolView {
             settings: PoolSettings {
                 budget_bytes: budget_mib * MIB,

@@ -45,34 +45,22 @@ fn waits_in_vain(member: &MemberView) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Identity, MemberId, Orders, PoolSettings, Report};
+    use crate::ledger::{Orders, Report};
+    use crate::manager::leader::tests as leader;
 
     const MIB: u64 = 1 << 20;
 
     fn member(limit_mib: u64, own_mib: u64, compressed_mib: u64) -> MemberView {
-        MemberView {
-            id: MemberId { slot: 0, generation: 1 },
-            identity: Identity {
-                name: "vm".to_owned(),
-                pid: 100,
-                start_ticks: 1,
-                size_bytes: 256 * MIB,
-                reservation_bytes: 0,
-                limit_bytes: limit_mib * MIB,
-                shares: 2560,
-            },
-            report: Report {
-                resident_bytes: 250 * MIB,
-                own_bytes: own_mib * MIB,
-                compressed_bytes: compressed_mib * MIB,
-                can_reclaim: true,
-                ..Report::default()
-            },
-            report_age_ms: 0,
-            grant_bytes: None,
-            orders: None,
-            orders_age_ms: None,
-        }
+        let mut member = leader::member(0, 250, 0);
+        member.identity.limit_bytes = limit_mib * MIB;
+        member.report = Report {
+            resident_bytes: 250 * MIB,
+            own_bytes: own_mib * MIB,
+            compressed_bytes: compressed_mib * MIB,
+            can_reclaim: true,
+            ..Report::default()
+        };
+        member
     }
 
     /// Two in a budget of 512 MiB more than so much, told so.
@@ -81,21 +69,7 @@ mod tests {
             orders: told_bytes.map(|bytes| Orders { grow_to_bytes: bytes, ..Orders::default() }),
             ..member
         };
-        is_at_rest(&PoolView {
-            settings: PoolSettings {
-                budget_bytes: (512 + more_mib) * MIB,
-                idle_tax_percent: 75,
-                watermarks_millipercent: [6000, 4000, 2000, 1000],
-            },
-            free_bytes: None,
-            level: None,
-            leader: None,
-            leader_pid: None,
-            round_age_ms: None,
-            corrupt_slots: 0,
-            unreadable_members: 0,
-            members: members.map(with_orders).to_vec(),
-        })
+        is_at_rest(&leader::pool(512 + more_mib, 75, members.map(with_orders).to_vec()))
     }
 
     /// What one is told that was short of memory.

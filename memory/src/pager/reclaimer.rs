@@ -268,14 +268,15 @@ impl Reclaimer {
             progress.pace.second(&self.paged, passed);
             progress.housekept = Instant::now();
         }
-        let mut released_bytes = self.paged.homes.compressed.tidy(TIDY_SLABS * 16);
         // Where pages come back by themselves, nobody else gives back what they have left; where pages are to leave, that is
         // more urgent.
-        while released_bytes > 0 && self.paged.view().plan().is_idle() && !self.paged.is_stopping() {
+        while self.paged.homes.compressed.tidy(TIDY_SLABS * 16) > 0
+            && self.paged.view().plan().is_idle()
+            && !self.paged.is_stopping()
+        {
             if let Some(pause) = self.share.pause() {
                 self.paged.reclaim_pause(pause);
             }
-            released_bytes = self.paged.homes.compressed.tidy(TIDY_SLABS * 16);
         }
         self.paged.homes.count_bookkeeping();
         if !self.can_swap() {
