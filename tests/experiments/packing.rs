@@ -38,6 +38,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// to give others what they had.
 const TIMES: [&str; 4] = ["--warmup", "60", "--secs", "20"];
 
+/// What is looked around first: the best came near to it whenever they were measured. Guests and budget scale alike.
+const NEAR: u64 = 48;
+
 /// How often the best are measured: the median counts.
 const TURNS: usize = 3;
 
@@ -121,12 +124,14 @@ struct Bench<'a> {
     plan: &'a Plan,
     report: Report,
     chart: Chart,
+    /// What the last way came to: the next is looked for around it.
+    near: u64,
 }
 
 impl<'a> Bench<'a> {
     fn new(plan: &'a Plan) -> Self {
         let report = Report::new(format!("nobody has published ours; {}", plan.reach()));
-        Self { plan, report, chart: Chart::new("MiB of the host that all guests take together") }
+        Self { plan, report, chart: Chart::new("MiB of the host that all guests take together"), near: NEAR }
     }
 
     fn finish(mut self, drawing: &str) -> Report {
@@ -177,8 +182,9 @@ impl<'a> Bench<'a> {
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
-        match pack(self.plan, mix, way) {
+        match pack(self.plan, mix, way, self.near) {
             Ok(mut packed) => {
+                self.near = packed.guests;
                 // The table comes in an hour or two.
                 eprintln!("{name}: {} guests", packed.guests);
                 self.show(&name, &packed);
@@ -278,14 +284,14 @@ fn budget_bytes(plan: &Plan) -> u64 {
     (if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB }) * plan.scale * MIB
 }
 
-/// As many guests as keep their goodput, or few that fill more than there is.
-fn pack(plan: &Plan, mix: &Mix, way: Way) -> Result<Packed> {
+/// As many guests as keep their goodput, which may be `near` so many, or few that fill more than there is.
+fn pack(plan: &Plan, mix: &Mix, way: Way, near: u64) -> Result<Packed> {
     let (budget_bytes, folder) = (budget_bytes(plan), folder_on_disk());
     let mut confines = Confines::prepare(plan.reach(), way, budget_bytes, folder.path()).context(NotHere)?;
     let mut command = Command::new(binary());
     command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB)]);
     command.args(["--budget", &confines.pool_bytes().to_string()]);
-    command.args(["--guests", &if plan.is_short { FEW.to_string() } else { "max".to_owned() }]);
+    command.args(["--guests", &if plan.is_short { FEW.to_string() } else { format!("max:{near}") }]);
     command.args(flags(way, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
     confines.enter(&mut command)?;

@@ -102,7 +102,7 @@ impl Bench<'_> {
         let Ok(yardsticks) = self.measure_alone()? else { return Ok(None) };
         let found = match self.plan.count {
             Count::Number(guests) => self.try_number(guests, &yardsticks)?.map(|tried| (tried, Vec::new())),
-            Count::Max => self.find_most(&yardsticks)?,
+            Count::Max { near } => self.find_most(near, &yardsticks)?,
         };
         let Ok(((ended, verdict), mut trials)) = found else { return Ok(None) };
         if trials.is_empty() {
@@ -158,6 +158,7 @@ impl Bench<'_> {
     #[expect(clippy::type_complexity)]
     fn find_most(
         &mut self,
+        near: Option<usize>,
         yardsticks: &[Option<Yardstick>],
     ) -> Result<Result<((Ended, Verdict), Vec<Trial>), Stopped>> {
         let plan = self.plan;
@@ -165,8 +166,9 @@ impl Bench<'_> {
             anyhow::bail!("density: a guest alone has told of no walk: there is no goodput to keep");
         }
         // So many fit without any overcommit.
-        let first = (plan.budget.bytes / plan.memory.bytes) as usize;
-        let mut search = Search::new(first, MAXIMUM_MEMBERS.into());
+        let fit = (plan.budget.bytes / plan.memory.bytes) as usize;
+        let most = MAXIMUM_MEMBERS.into();
+        let mut search = near.map_or(Search::new(fit, most), |number| Search::near(number, most));
         let (mut last, mut best, mut trials) = (None, None, Vec::new());
         while let Some(guests) = search.next() {
             let Ok((ended, verdict)) = self.try_number(guests, yardsticks)? else { return Ok(Err(Stopped)) };

@@ -48,7 +48,7 @@ const VMM_BYTES: u64 = 4 << 20;
 /// `cistern density`.
 #[derive(Args)]
 pub struct Density {
-    /// Guests to start, or 'max': as many as all keep their goodput
+    /// Guests to start, or 'max': as many as all keep their goodput; 'max:N' looks around N
     #[arg(long, value_name = "N|max")]
     pub guests: Count,
     /// What W parts of the guests run on the embedded test kernel; repeat for a mix; 'n' in braces is a guest's number
@@ -86,22 +86,29 @@ pub enum Count {
     /// So many.
     Number(usize),
     /// As many as keep their goodput.
-    Max,
+    Max {
+        /// What that is believed to be.
+        near: Option<usize>,
+    },
 }
 
 /// Text that is no number of guests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}': 1 to {MAXIMUM_MEMBERS} guests, or max")]
+#[error("'{0}': 1 to {MAXIMUM_MEMBERS} guests, max, or max:N")]
 pub struct CountError(String);
 
 impl FromStr for Count {
     type Err = CountError;
 
     fn from_str(text: &str) -> Result<Self, CountError> {
-        match text.parse() {
-            _ if text == "max" => Ok(Self::Max),
-            Ok(number @ 1..=MAXIMUM_MEMBERS) => Ok(Self::Number(number.into())),
+        let number = |digits: &str| match digits.parse() {
+            Ok(number @ 1..=MAXIMUM_MEMBERS) => Ok(number.into()),
             _ => Err(CountError(text.to_owned())),
+        };
+        match text.strip_prefix("max") {
+            None => Ok(Self::Number(number(text)?)),
+            Some("") => Ok(Self::Max { near: None }),
+            Some(near) => Ok(Self::Max { near: Some(number(near.strip_prefix(':').unwrap_or_default())?) }),
         }
     }
 }
@@ -229,7 +236,7 @@ impl Plan {
             }
         };
         let is_measured = |role: &Role| options.kernel.is_some() || role.workload.is_measured();
-        if density.guests == Count::Max && !roles.iter().all(is_measured) {
+        if matches!(density.guests, Count::Max { .. }) && !roles.iter().all(is_measured) {
             return Err(bad("guests", "max".to_owned(), "every --probe must walk, or touch pages while it is idle"));
         }
         let seconds = |flag, value: f64, least: f64| match Duration::try_from_secs_f64(value) {
@@ -295,7 +302,8 @@ impl std::fmt::Display for Count {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Number(number) => write!(formatter, "{number}"),
-            Self::Max => write!(formatter, "max"),
+            Self::Max { near: None } => write!(formatter, "max"),
+            Self::Max { near: Some(number) } => write!(formatter, "max:{number}"),
         }
     }
 }
@@ -348,6 +356,8 @@ mod tests {
             ("--guests 0", "guests"),
             ("--guests 257", "256"),
             ("--guests most", "max"),
+            ("--guests max:0", "max:N"),
+            ("--guests max48", "max:N"),
             ("--guests 4 --warmup -1", "warmup"),
             ("--guests 4 --secs 0", "secs"),
             ("--guests 4 --goodput 101", "goodput"),
@@ -370,7 +380,9 @@ mod tests {
         assert!(plan("--guests 4 --probe verify --budget 4M").is_err_and(|error| error.contains("at least 8M")));
         let reserved = "--guests 4 --probe verify --memory 64M --budget 32M --reservation 30M";
         assert!(plan(reserved).is_err_and(|error| error.contains("one guest needs 34M")));
-        assert!(plan(&format!("{ok} --guests max")).is_ok());
+        let count = |flags: &str| plan(&format!("{ok} {flags}")).map(|plan| plan.count);
+        assert_eq!(count("--guests max"), Ok(Count::Max { near: None }));
+        assert_eq!(count("--guests max:48"), Ok(Count::Max { near: Some(48) }));
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Report {
         });
         Self {
             has_passed: verdict.keeps(plan.goodput),
-            is_max: plan.count == Count::Max,
+            is_max: matches!(plan.count, Count::Max { .. }),
             required_goodput_percent: plan.goodput * 100.0,
             in_time_factor: IN_TIME_FACTOR,
             memory_bytes: plan.memory.bytes,
