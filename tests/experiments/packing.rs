@@ -32,7 +32,7 @@ const FEW: u64 = 4;
 const FEW_BUDGET_MIB: u64 = 96;
 
 /// How often what is taken is drawn.
-const INTERVAL: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long guests get used to each other, and are measured. Ours takes half a minute to find which guests idle, and as long again
 /// to give others what they had.
@@ -69,6 +69,8 @@ struct Packed {
     peak_bytes: u64,
     /// What memory and CPU time went into, in words; `None` where no manager says it.
     spent: Option<String>,
+    /// What other numbers came to, in words.
+    tried: String,
     /// What was taken, in MiB, over time, in seconds.
     course: Vec<(f64, f64)>,
 }
@@ -186,7 +188,7 @@ impl<'a> Bench<'a> {
             Ok(mut packed) => {
                 self.near = packed.guests;
                 // The table comes in an hour or two.
-                eprintln!("{name}: {} guests", packed.guests);
+                eprintln!("{name}: {} guests ({})", packed.guests, packed.tried);
                 self.show(&name, &packed);
                 self.chart.line(&name, std::mem::take(&mut packed.course));
                 Some(packed)
@@ -338,8 +340,15 @@ fn packed(
         work,
         reclaim_cpu_percent,
         spent: if way.is_ours() { spent(found) } else { None },
+        tried: found["trials"].as_array()?.iter().map(tried).collect::<Vec<_>>().join(", "),
         course,
     })
+}
+
+/// A number that was tried, and the worst goodput of its guests.
+fn tried(trial: &Value) -> String {
+    let worst_percent = trial["goodput"]["worst_percent"].as_f64().unwrap_or_default();
+    format!("{}: {worst_percent:.0} %", trial["guests"])
 }
 
 /// What all of them took at the end, and which time it cost while they were measured.

@@ -26,7 +26,7 @@ pub enum Setting {
     /// As it comes.
     Usual,
     /// For many guests most of which idle: idle memory costs a hundred times as much instead of four, a quarter as much is
-    /// kept free, and no CPU time goes into looking for equal pages.
+    /// kept free, who idles is known in less than half the time, and no CPU time goes into looking for equal pages.
     Packed,
 }
 
@@ -38,7 +38,7 @@ impl Setting {
     pub const fn flags(self) -> &'static str {
         match self {
             Self::Usual => "--sharing=zero,store,ksm --ksm-tune",
-            Self::Packed => "--sharing=zero,store --idle-tax=99 --watermarks=1.5,1,0.5,0.25",
+            Self::Packed => "--sharing=zero,store --idle-tax=99 --watermarks=1.5,1,0.5,0.25 --sample-period=2s",
         }
     }
 }
