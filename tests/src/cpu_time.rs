@@ -4,9 +4,18 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// How busy the machine is.
+/// How busy the machine is, and which part of its CPU time others have taken of it since it booted.
 pub fn load() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let stolen_percent = stolen_percent(&read("/proc/stat")).unwrap_or_default();
+    format!("{}, {stolen_percent:.2} % stolen since boot", read("/proc/loadavg").trim())
+}
+
+/// Of all processors, by the eighth of the times that are disjoint (proc_stat(5): guests' are part of user's).
+fn stolen_percent(stat: &str) -> Option<f64> {
+    let times = stat.lines().next()?.strip_prefix("cpu")?.split_ascii_whitespace().take(8);
+    let times: Vec<f64> = times.map(str::parse).collect::<Result<_, _>>().ok()?;
+    Some(100.0 * times.get(7)? / times.iter().sum::<f64>())
 }
 
 /// CPU time of a VM's scanner.
@@ -66,6 +75,12 @@ fn of(folder: &Path) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_stolen_is_told() {
+        let stat = "cpu  10 10 10 50 5 5 5 5 99 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!((stolen_percent(stat), stolen_percent("cpu  1 2\n")), (Some(5.0), None));
+    }
 
     #[test]
     fn times_are_found_behind_any_name() {
