@@ -69,7 +69,7 @@ struct Packed {
     peak_bytes: u64,
     /// What memory and CPU time went into, in words; `None` where no manager says it.
     spent: Option<String>,
-    /// What other numbers came to, in words.
+    /// What each number that was tried came to, in words.
     tried: String,
     /// What was taken, in MiB, over time, in seconds.
     course: Vec<(f64, f64)>,
@@ -335,7 +335,7 @@ fn packed(
         // Of those numbers too that were too many.
         bad_pages: found["trials"].as_array()?.iter().map(|trial| trial["bad_pages"].as_u64()).sum::<Option<_>>()?,
         verified_pages: number("verified_pages")?,
-        worst_goodput_percent: found["goodput"]["worst_percent"].as_f64(),
+        worst_goodput_percent: worst_goodput_percent(found),
         peak_bytes: work.map_or(number("peak_host_bytes")?, |work| work.peak_bytes),
         work,
         reclaim_cpu_percent,
@@ -347,8 +347,13 @@ fn packed(
 
 /// A number that was tried, and the worst goodput of its guests.
 fn tried(trial: &Value) -> String {
-    let worst_percent = trial["goodput"]["worst_percent"].as_f64().unwrap_or_default();
-    format!("{}: {worst_percent:.0} %", trial["guests"])
+    let worst = worst_goodput_percent(trial).map_or("unknown".to_owned(), |percent| format!("{percent:.0} %"));
+    format!("{}: {worst}", trial["guests"])
+}
+
+/// Of all guests of a report, or of one of its trials.
+fn worst_goodput_percent(of: &Value) -> Option<f64> {
+    of["goodput"]["worst_percent"].as_f64()
 }
 
 /// What all of them took at the end, and which time it cost while they were measured.

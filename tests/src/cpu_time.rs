@@ -7,8 +7,8 @@ use std::time::Duration;
 /// How busy the machine is, and which part of its CPU time others have taken of it since it booted.
 pub fn load() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
-    let stolen_percent = stolen_percent(&read("/proc/stat")).unwrap_or_default();
-    format!("{}, {stolen_percent:.2} % stolen since boot", read("/proc/loadavg").trim())
+    let stolen = stolen_percent(&read("/proc/stat")).map(|percent| format!(", {percent:.2} % stolen since boot"));
+    read("/proc/loadavg").trim().to_owned() + &stolen.unwrap_or_default()
 }
 
 /// Of all processors, by the eighth of the times that are disjoint (proc_stat(5): guests' are part of user's).

@@ -92,6 +92,13 @@ pub enum Count {
     },
 }
 
+impl Count {
+    /// Whether the largest number is looked for.
+    pub const fn is_max(self) -> bool {
+        matches!(self, Self::Max { .. })
+    }
+}
+
 /// Text that is no number of guests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}': 1 to {MAXIMUM_MEMBERS} guests, max, or max:N")]
@@ -236,8 +243,12 @@ impl Plan {
             }
         };
         let is_measured = |role: &Role| options.kernel.is_some() || role.workload.is_measured();
-        if matches!(density.guests, Count::Max { .. }) && !roles.iter().all(is_measured) {
-            return Err(bad("guests", "max".to_owned(), "every --probe must walk, or touch pages while it is idle"));
+        if density.guests.is_max() && !roles.iter().all(is_measured) {
+            return Err(bad(
+                "guests",
+                density.guests.to_string(),
+                "every --probe must walk, or touch pages while it is idle",
+            ));
         }
         let seconds = |flag, value: f64, least: f64| match Duration::try_from_secs_f64(value) {
             Ok(time) if (least..=86_400.0).contains(&value) => Ok(time),

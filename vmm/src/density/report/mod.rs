@@ -19,7 +19,7 @@ use super::advice::{Advice, advise};
 use super::fleet::Ended;
 use super::goodput::IN_TIME_FACTOR;
 use super::latency::Latency;
-use super::options::{Count, Plan};
+use super::options::Plan;
 use super::verdict::{Goodput, Verdict, peaks};
 
 /// The files in `--out`.
@@ -201,7 +201,7 @@ impl Report {
         });
         Self {
             has_passed: verdict.keeps(plan.goodput),
-            is_max: matches!(plan.count, Count::Max { .. }),
+            is_max: plan.count.is_max(),
             required_goodput_percent: plan.goodput * 100.0,
             in_time_factor: IN_TIME_FACTOR,
             memory_bytes: plan.memory.bytes,
