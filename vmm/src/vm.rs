@@ -1,11 +1,13 @@
 //! The VM as KVM knows it: memory slots, interrupt controllers, eventfds.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use cistern_devices::virtio::mmio::QUEUE_NOTIFY_OFFSET;
 use cistern_memory::GuestRam;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::dirty_log::KvmDirtyLog;
@@ -39,7 +41,7 @@ impl Vm {
     /// # Errors
     /// [`VmError`].
     pub fn new(host: &Host, ram: Arc<GuestRam>) -> Result<Self, VmError> {
-        let fd = host.kvm.create_vm().map_err(VmError::new("KVM_CREATE_VM"))?;
+        let fd = create_vm(&host.kvm).map_err(VmError::new("KVM_CREATE_VM"))?;
         fd.set_tss_address(layout::KVM_TSS).map_err(VmError::new("KVM_SET_TSS_ADDR"))?;
         fd.create_irq_chip().map_err(VmError::new("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -98,5 +100,52 @@ impl Vm {
         move |active| {
             let _ = fd.set_irq_line(gsi, active);
         }
+    }
+}
+
+/// How often KVM_CREATE_VM is tried when it is interrupted, and how long after the last time.
+const CREATE_VM_TRIES: u32 = 100;
+const CREATE_VM_PAUSE: Duration = Duration::from_millis(1);
+
+/// A new VM. KVM_CREATE_VM registers a notifier with the address space, which the kernel gives up with EINTR where any signal is
+/// pending (`mm_take_all_locks`), and a process that is stopped and goes on has one: it is tried again, as every VMM does.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    for _ in 1..CREATE_VM_TRIES {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => thread::sleep(CREATE_VM_PAUSE),
+            done => return done,
+        }
+    }
+    kvm.create_vm()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+    use super::*;
+
+    #[test]
+    fn a_vm_is_made_while_signals_arrive() {
+        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        let signal = SIGRTMIN() + 5;
+        register_signal_handler(signal, nothing).expect("a handler");
+        let done = Arc::new(AtomicBool::new(false));
+        let maker = thread::spawn({
+            let done = Arc::clone(&done);
+            move || {
+                let kvm = Kvm::new().expect("/dev/kvm");
+                let made = (0..300).try_for_each(|_| create_vm(&kvm).map(drop));
+                done.store(true, Ordering::Relaxed);
+                made
+            }
+        });
+        while !done.load(Ordering::Relaxed) {
+            maker.kill(signal).expect("the thread is not joined yet");
+            thread::sleep(Duration::from_micros(100));
+        }
+        maker.join().expect("no panic").expect("all are made");
     }
 }
