@@ -34,7 +34,7 @@ const SHELL_FLAGS: &[&str] = &["--memory", "128M", "--cpus", "1"];
 
 /// What the pool has for the one that works, which is less than it walks through, and less than its shares are worth beside
 /// guests that idle. The second of two must find room to load its kernel.
-const WORKER_MIB: u64 = 16;
+const WORKER_MIB: u64 = 8;
 const WORKER_MIB_SHORT: u64 = 32;
 const WORKER_FILL: &str = "fill:64M,zero=15,dup=20,text=45,random=20,seed=1";
 const WORKER_WALK: &str = "walk:64M,touches=1000,write=20;idle:0.2";
