@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cistern_memory::PAGE_SIZE;
 use cistern_tests::baseline::host::Host;
-use cistern_tests::control::ask;
+use cistern_tests::control::try_ask;
 use cistern_tests::cpu_time;
 use cistern_tests::cycles::stored_pages as stored;
 use cistern_tests::guest_usage::GuestUsage;
@@ -169,8 +168,7 @@ pub fn stored_pages(socket: &Path) -> Option<u64> {
 
 /// What a VM that may not listen yet says.
 fn memory(socket: &Path) -> Option<Value> {
-    UnixStream::connect(socket).ok()?;
-    serde_json::from_str(&ask(socket, "GET", "/memory", "").body).ok()
+    serde_json::from_str(&try_ask(socket, "/memory")?.body).ok()
 }
 
 /// `None` for a VM without a swap file as yet.

@@ -34,9 +34,10 @@ const FEW_BUDGET_MIB: u64 = 96;
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long guests get used to each other, and are measured. Ours takes half a minute to find which guests idle, and as long again
-/// to give others what they had.
-const TIMES: [&str; 4] = ["--warmup", "60", "--secs", "20"];
+/// How long guests get used to each other, and are measured. Ours takes half a minute to find which guests idle, as long again to
+/// give others what they had, and a minute more until what was compressed meanwhile lies in the file. In a minute an idle guest
+/// touches memory thirty times: it may be late once.
+const TIMES: [&str; 4] = ["--warmup", "150", "--secs", "60"];
 
 /// What is looked around first: the best came near to it whenever they were measured. Guests and budget scale alike.
 const NEAR: u64 = 48;
@@ -340,15 +341,16 @@ fn packed(
         work,
         reclaim_cpu_percent,
         spent: if way.is_ours() { spent(found) } else { None },
-        tried: found["trials"].as_array()?.iter().map(tried).collect::<Vec<_>>().join(", "),
+        tried: found["trials"].as_array()?.iter().map(tried).collect::<Vec<_>>().join("; "),
         course,
     })
 }
 
-/// A number that was tried, and the worst goodput of its guests.
+/// A number that was tried, the worst goodput of its guests, and what the machine below kept from them.
 fn tried(trial: &Value) -> String {
     let worst = worst_goodput_percent(trial).map_or("unknown".to_owned(), |percent| format!("{percent:.0} %"));
-    format!("{}: {worst}", trial["guests"])
+    let stolen_percent = trial["cpu"]["stolen_percent"].as_f64().unwrap_or_default();
+    format!("{}: {worst}, {stolen_percent:.0} % of a CPU stolen", trial["guests"])
 }
 
 /// Of all guests of a report, or of one of its trials.

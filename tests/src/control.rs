@@ -1,6 +1,6 @@
 //! A VM's control socket, spoken to by hand: what is tested is not tested with its own client.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -39,16 +39,26 @@ impl Answer {
 
 /// Sends a request with this body and reads the answer.
 pub fn ask(socket: &Path, method: &str, path: &str, body: &str) -> Answer {
+    send(socket, &request(method, path, body))
+}
+
+/// Asks a VM that may not listen yet, or not any more; `None` where there is no answer.
+pub fn try_ask(socket: &Path, path: &str) -> Option<Answer> {
+    let answer = converse(try_connect(socket).ok()?, &request("GET", path, ""));
+    (answer.status != 0).then_some(answer)
+}
+
+fn request(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
-    send(
-        socket,
-        &format!("{method} {path} HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"),
-    )
+    format!("{method} {path} HTTP/1.1\r\nHost: vm\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
 /// Sends these bytes and reads what comes until the other end closes.
 pub fn send(socket: &Path, request: &str) -> Answer {
-    let mut stream = connect(socket);
+    converse(connect(socket), request)
+}
+
+fn converse(mut stream: UnixStream, request: &str) -> Answer {
     // Whoever refuses a request need not read all of it.
     let _ = stream.write_all(request.as_bytes());
     read(stream)
@@ -56,9 +66,13 @@ pub fn send(socket: &Path, request: &str) -> Answer {
 
 /// A connection on which nothing has been said.
 pub fn connect(socket: &Path) -> UnixStream {
-    let stream = UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    try_connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()))
+}
+
+fn try_connect(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream
+    Ok(stream)
 }
 
 /// Reads an answer until the other end closes.
@@ -66,7 +80,7 @@ pub fn read(mut stream: UnixStream) -> Answer {
     let mut bytes = Vec::new();
     // A connection that is closed before all was read is reset, after what it has said.
     if let Err(error) = stream.read_to_end(&mut bytes) {
-        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{}", String::from_utf8_lossy(&bytes));
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{}", String::from_utf8_lossy(&bytes));
     }
     let text = String::from_utf8(bytes).expect("answers are text");
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));

@@ -7,7 +7,7 @@ const GUEST_MIB: u64 = 512;
 const ERROR_MIB: u64 = GUEST_MIB / 10;
 
 /// Rises, goes on without writing, falls.
-const PROGRAM: &str = "fill:300M,text=100,seed=1;walk:50M,secs=12,write=30;walk:250M,secs=10,write=30;\
+const PROGRAM: &str = "fill:300M,text=100,seed=1;walk:50M,secs=12,write=30;walk:250M,secs=10,write=60;\
                        walk:250M,secs=14;walk:50M,secs=14;idle:1000000";
 
 /// What each walk works with, and the whole periods after which it is known: at once upward, and by the half-life of 1.4

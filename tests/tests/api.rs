@@ -188,8 +188,8 @@ fn more_clients_than_there_is_room_for_wait_their_turn() {
     let runtime = Runtime::new();
     let mut vm = runtime.start(&["--name", "many"]);
     let socket = runtime.socket("many");
-    let idle: Vec<_> = (0..16).map(|_| connect(&socket)).collect();
     let asked = Instant::now();
+    let idle: Vec<_> = (0..16).map(|_| connect(&socket)).collect();
     let waiting = thread::spawn({
         let socket = socket.clone();
         move || ask(&socket, "GET", "/vm", "")

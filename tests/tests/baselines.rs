@@ -92,7 +92,9 @@ fn holds_a_guest(baseline: &str) {
     let folder = folder_on_disk();
     let before = settings();
     let host = Arc::new(Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can"));
-    let program = "fill:96M,text=70,random=30;repeat:100000,(verify;idle:1)";
+    // What does not fit comes at a pace: between two looks of the reclaimer any amount may.
+    let program =
+        "fill:48M,text=70,random=30;repeat:96,(fill:512K,text=70,random=30;idle:0.02);repeat:100000,(verify;idle:1)";
     let mut guest = Running::start(&[
         "run",
         "--memory",

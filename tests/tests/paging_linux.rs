@@ -2,13 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cistern_tests::control::ask;
+use cistern_tests::control::try_ask;
 use cistern_tests::guests::Guest;
 use cistern_tests::initramfs::Initramfs;
 use cistern_tests::paged::{MIB, counter, expect_homes, folder_on_disk, without_histograms};
@@ -92,6 +91,5 @@ fn last_counters(running: &mut Running, socket: &Path) -> Value {
 
 /// What a VM that may be about to end says.
 fn counters(socket: &Path) -> Option<Value> {
-    UnixStream::connect(socket).ok()?;
-    serde_json::from_str(&ask(socket, "GET", "/memory", "").body).ok()
+    serde_json::from_str(&try_ask(socket, "/memory")?.body).ok()
 }

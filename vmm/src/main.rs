@@ -76,8 +76,9 @@ fn complain(message: &str) {
         let Some(length) = line[start..].find(')') else { break };
         line.replace_range(start..=start + length, "");
     }
-    // With stderr closed there is nobody to tell.
-    let _ = writeln!(io::stderr(), "{}: {line}", report::prefix());
+    let line = format!("{}: {line}\n", report::prefix());
+    // At once: others may write there too, and whoever reads sees a whole line. With stderr closed there is nobody to tell.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 /// Help and version as clap prints them; anything else as the one line that matters.

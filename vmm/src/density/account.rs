@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::goodput::Window;
+use super::stolen::stolen_time;
 use crate::guest_process::cpu::CpuTime;
 use crate::guest_process::held::{Held, number};
 use crate::guest_process::still::Taken;
@@ -101,6 +102,8 @@ pub struct Sample {
     pub cpu: CpuTime,
     /// CPU time of ksmd since the host started.
     pub ksmd: Duration,
+    /// CPU time that this host was kept from since it started.
+    pub stolen: Duration,
 }
 
 /// CPU time used, in percent of one CPU.
@@ -112,6 +115,8 @@ pub struct CpuUse {
     pub managers_percent: f64,
     /// By ksmd.
     pub ksm_percent: f64,
+    /// By others on the machine that this host is a guest of, while it had work to do.
+    pub stolen_percent: f64,
 }
 
 /// All looks.
@@ -154,6 +159,7 @@ impl Observer for Account {
             compressed_held_bytes,
             cpu,
             ksmd,
+            stolen: stolen_time(),
         });
     }
 }
@@ -181,6 +187,7 @@ impl Account {
             guests_percent: percent(|sample| sample.cpu.guest),
             managers_percent: percent(|sample| sample.cpu.vmm),
             ksm_percent: percent(|sample| sample.ksmd),
+            stolen_percent: percent(|sample| sample.stolen),
         }
     }
 }

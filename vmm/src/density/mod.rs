@@ -13,6 +13,7 @@ mod record;
 mod report;
 mod screen;
 mod search;
+mod stolen;
 mod verdict;
 mod workload;
 

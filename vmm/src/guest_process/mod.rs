@@ -53,8 +53,9 @@ impl GuestProcess {
     /// No process can be started.
     pub fn start(number: usize, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>, lines: &Lines) -> Result<Self> {
         let mut command = Command::new(env::current_exe().context("finding this program")?);
+        let this_process = std::process::id();
         // SAFETY: its calls are async-signal-safe and touch nothing of this process.
-        unsafe { command.pre_exec(belong_to_this_process) };
+        unsafe { command.pre_exec(move || belong_to(this_process)) };
         command.arg("run").args(arguments);
         // Keys are this process's: in a process group of its own a guest has no part in Ctrl-C.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -97,14 +98,16 @@ impl Drop for GuestProcess {
     }
 }
 
-/// Sends on what is read, line by line and then `None`, until nobody wants it.
+/// Sends on what is read, line by line and then `None`, until nobody wants it. Whoever is killed may leave half a line: nobody
+/// is to make anything of it.
 fn forward(from: impl Read + Send + 'static, send: impl Fn(Option<String>) -> bool + Send + 'static) -> Result<()> {
     let read = move || {
         let mut reader = BufReader::new(from);
         let mut line = Vec::new();
         // A guest may write anything, and lines without an end.
         while reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-            if !send(Some(String::from_utf8_lossy(&line).trim_end().to_owned())) {
+            let is_whole = line.ends_with(b"\n") || line.len() as u64 == LINE_BYTES_MAX;
+            if is_whole && !send(Some(String::from_utf8_lossy(&line).trim_end().to_owned())) {
                 return;
             }
             line.clear();
@@ -118,9 +121,9 @@ fn forward(from: impl Read + Send + 'static, send: impl Fn(Option<String>) -> bo
 /// More of a line is another line.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
-/// Lets the kernel end this process when the one that started it ends, however it ends, and lets signals through that are only
-/// the other's to wait for. It is told to end and not killed: whichever leads the pool then puts KSM back.
-fn belong_to_this_process() -> io::Result<()> {
+/// Lets the kernel end this process when its parent, the one that started it, ends, however it ends, and lets signals through that
+/// are only the other's to wait for. It is told to end and not killed: whichever leads the pool then puts KSM back.
+fn belong_to(parent: u32) -> io::Result<()> {
     // SAFETY: plain system calls; the set is made valid by sigemptyset before it is used.
     unsafe {
         let mut none: libc::sigset_t = mem::zeroed();
@@ -129,6 +132,10 @@ fn belong_to_this_process() -> io::Result<()> {
             || libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut()) != 0
         {
             return Err(io::Error::last_os_error());
+        }
+        // It may have ended before the kernel was told.
+        if libc::getppid().cast_unsigned() != parent {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ use cistern::host::host_memory_bytes;
 use cistern_memory::ledger::Level;
 use serde::Serialize;
 
-use super::account::Bytes;
+use super::account::{Bytes, CpuUse};
 use super::advice::{Advice, advise};
 use super::fleet::Ended;
 use super::goodput::IN_TIME_FACTOR;
@@ -45,6 +45,8 @@ pub struct Trial {
     pub peak_host_bytes: u64,
     /// What was paged out or shared at most.
     pub away_bytes: u64,
+    /// CPU time used while they were measured.
+    pub cpu: CpuUse,
 }
 
 impl Trial {
@@ -59,6 +61,7 @@ impl Trial {
             latency_ns: verdict.latency_ns,
             peak_host_bytes: verdict.peak_host_bytes,
             away_bytes: verdict.bytes.away(),
+            cpu: verdict.cpu,
         }
     }
 
@@ -244,7 +247,6 @@ pub fn mebibytes(bytes: u64) -> String {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::account::CpuUse;
     use super::super::verdict::{AloneReport, KindReport};
     use super::*;
 
@@ -290,7 +292,7 @@ pub mod tests {
             worst_level: Some(Level::Hard),
             goodput,
             latency_ns: latency,
-            cpu: CpuUse { guests_percent: 30.0, managers_percent: 4.5, ksm_percent: 0.5 },
+            cpu: CpuUse { guests_percent: 30.0, managers_percent: 4.5, ksm_percent: 0.5, stolen_percent: 0.0 },
             kinds: vec![kind],
             failures: vec!["guest 2: ended with a signal".to_owned()],
             seconds: 41.5,

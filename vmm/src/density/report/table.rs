@@ -103,6 +103,10 @@ pub fn render(report: &Report) -> String {
         "CPU             guests {:.0} %, managers {:.1} %, ksmd {:.1} % of a CPU",
         cpu.guests_percent, cpu.managers_percent, cpu.ksm_percent
     ));
+    // Less is what any clock's ticks come to.
+    if cpu.stolen_percent >= 1.0 {
+        line(&format!("  stolen        {:.1} % of a CPU by others on the machine below", cpu.stolen_percent));
+    }
     line(&format!("overcommit      {:.2}: sizes of all guests / budget", verdict.overcommit));
     for (number, advice) in (1..).zip(&report.advice) {
         let Some(advice) = advice else { continue };
