@@ -1,6 +1,6 @@
 //! Experiments of the literature as named scenarios, each of which prints the published figures beside ours.
 //!
-//! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES]
+//! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES] [--mixes NAMES]
 //! [--out DIR]`;
 //! without a name, what there is; `all` are all of them. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
 
@@ -38,7 +38,7 @@ use cistern_tests::cpu_time::load;
 use cistern_tests::process::target_folder;
 use clap::Parser;
 
-use crate::scenario::{Plan, SCENARIOS, Scenario};
+use crate::scenario::{Plan, SCENARIOS, Scenario, Selection};
 
 /// In place of a name: one after the other.
 const ALL: &str = "all";
@@ -54,9 +54,12 @@ struct Arguments {
     /// How many times as much memory guests and budgets have.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     scale: u64,
-    /// Of packing only these ways, as reports name them, separated by commas: all of them take hours.
+    /// Of packing and packing-mixes only these ways, as reports name them, separated by commas: all of them take hours.
     #[arg(long, value_delimiter = ',')]
     ways: Vec<String>,
+    /// Of packing-mixes only these mixes.
+    #[arg(long, value_delimiter = ',')]
+    mixes: Vec<String>,
     /// Where drawings go; cargo's target folder unless you say otherwise.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -78,7 +81,8 @@ fn main() -> ExitCode {
         eprintln!("experiments: {}: {error}", out.display());
         return ExitCode::from(2);
     }
-    let (plan, mut holds) = (Plan::new(arguments.short, arguments.scale, arguments.ways, out), true);
+    let (ways, mixes) = (Selection::of(arguments.ways), Selection::of(arguments.mixes));
+    let (plan, mut holds) = (Plan::new(arguments.short, arguments.scale, ways, mixes, out), true);
     for scenario in wanted {
         println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
         // Whoever waits in vain for something panics, which has said what: the others are told all the same.

@@ -24,8 +24,8 @@ pub const USUAL: Mix = Mix { name: "usual", idle_of_ten: 7, kinds: "zero=15,dup=
 
 /// Others, each apart from it in one thing.
 pub const OTHERS: [Mix; 4] = [
-    Mix { name: "all idle", idle_of_ten: 10, ..USUAL },
-    Mix { name: "most work", idle_of_ten: 3, ..USUAL },
+    Mix { name: "all-idle", idle_of_ten: 10, ..USUAL },
+    Mix { name: "most-work", idle_of_ten: 3, ..USUAL },
     Mix { name: "incompressible", kinds: "zero=5,dup=5,text=10,random=80", ..USUAL },
     Mix { name: "alike", kinds: "zero=15,dup=65,text=15,random=5", ..USUAL },
 ];

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::confines::Confines;
 use crate::mix::{self, MEMORY_MIB, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
-use crate::scenario::Plan;
+use crate::scenario::{Plan, Selection};
 use crate::way::{NotHere, Setting, Way};
 
 /// What all guests may take together.
@@ -36,7 +36,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long guests get used to each other, and are measured. Ours takes half a minute to find which guests idle, as long again to
 /// give others what they had, and a minute more until what was compressed meanwhile lies in the file. In a minute an idle guest
-/// touches memory thirty times: it may be late once.
+/// touches memory thirty times: two of those may be late.
 const TIMES: [&str; 4] = ["--warmup", "150", "--secs", "60"];
 
 /// What is looked around first: the best came near to it whenever they were measured. Guests and budget scale alike.
@@ -81,12 +81,8 @@ pub fn run(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let mut measured = Vec::new();
     let ours = bench.settings().iter().copied().map(Way::Ours);
-    let ways: Vec<_> = ours.chain(bench.grid().into_iter().map(Way::Linux)).collect();
-    let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
-    for name in plan.ways.iter().filter(|name| !names.contains(name)) {
-        bench.report.claim(format!("{name} is a way"), false, names.join(", "));
-    }
-    let wanted = ways.into_iter().filter(|way| plan.ways.is_empty() || plan.ways.contains(&way.to_string()));
+    let ways = ours.chain(bench.grid().into_iter().map(Way::Linux)).collect();
+    let wanted = bench.wanted(ways);
     for way in bench.apart(wanted) {
         measured.extend(bench.measure(&mix::USUAL, way).map(|packed| (way, vec![packed.guests])));
     }
@@ -104,15 +100,20 @@ pub fn run(plan: &Plan) -> Report {
 pub fn run_mixes(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let (others, ways) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
-    for mix in &mix::OTHERS[..others] {
-        let settings = bench.settings().iter();
-        let ours: Vec<_> = settings.filter_map(|&setting| bench.measure(mix, Way::Ours(setting))).collect();
-        let ways = USED_MOST[..ways].iter().map(|name| name.parse().expect("it is one of the grid"));
-        let best = ways.filter_map(|way| bench.measure(mix, way)).map(|packed| packed.guests).max();
-        let ours = ours.into_iter().max_by_key(|packed| packed.guests);
-        let (Some(ours), Some(best), false) = (ours, best, plan.is_short) else { continue };
-        let ratio = ours.guests as f64 / best.max(1) as f64;
-        let behind = match ours.spent.filter(|_| ratio < BEHIND) {
+    let linux = USED_MOST[..ways].iter().map(|name| Way::Linux(name.parse().expect("it is one of the grid")));
+    let ways = bench.settings().iter().copied().map(Way::Ours).chain(linux).collect();
+    let ways = bench.wanted(ways);
+    let mixes = &mix::OTHERS[..others];
+    let names: Vec<_> = mixes.iter().map(|mix| mix.name.to_owned()).collect();
+    bench.expect_known("a mix", &plan.mixes, &names);
+    for mix in mixes.iter().filter(|mix| plan.mixes.has(mix.name)) {
+        let packed: Vec<_> = ways.iter().filter_map(|&way| bench.measure(mix, way)).collect();
+        let best = |is_ours: bool| {
+            packed.iter().filter(|packed| packed.way.is_ours() == is_ours).max_by_key(|packed| packed.guests)
+        };
+        let (Some(ours), Some(theirs), false) = (best(true), best(false), plan.is_short) else { continue };
+        let ratio = ours.guests as f64 / theirs.guests.max(1) as f64;
+        let behind = match ours.spent.as_ref().filter(|_| ratio < BEHIND) {
             Some(spent) => format!(": behind, and this is what it took: {spent}"),
             None => String::new(),
         };
@@ -161,8 +162,22 @@ impl<'a> Bench<'a> {
         Baseline::grid().into_iter().filter(is_wanted).collect()
     }
 
+    /// Of these ways, those that are wanted.
+    fn wanted(&mut self, ways: Vec<Way>) -> Vec<Way> {
+        let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
+        let wanted = &self.plan.ways;
+        self.expect_known("a way", wanted, &names);
+        ways.into_iter().zip(names).filter(|(_, name)| wanted.has(name)).map(|(way, _)| way).collect()
+    }
+
+    fn expect_known(&mut self, what: &str, wanted: &Selection, names: &[String]) {
+        for name in wanted.unknown(names) {
+            self.report.claim(format!("{name} is {what} here"), false, names.join(", "));
+        }
+    }
+
     /// Those that are not set up as one before them: zswap's part is a whole percent of the host.
-    fn apart(&mut self, ways: impl Iterator<Item = Way>) -> Vec<Way> {
+    fn apart(&mut self, ways: Vec<Way>) -> Vec<Way> {
         let mut apart: Vec<Way> = Vec::new();
         for way in ways {
             match apart.iter().find(|other| other.is_set_up_as(way, budget_bytes(self.plan))) {
@@ -188,7 +203,7 @@ impl<'a> Bench<'a> {
         match pack(self.plan, mix, way, self.near) {
             Ok(mut packed) => {
                 self.near = packed.guests;
-                // The table comes in an hour or two.
+                // The table comes hours later.
                 eprintln!("{name}: {} guests ({})", packed.guests, packed.tried);
                 self.show(&name, &packed);
                 self.chart.line(&name, std::mem::take(&mut packed.course));
@@ -358,9 +373,10 @@ fn worst_goodput_percent(of: &Value) -> Option<f64> {
     of["goodput"]["worst_percent"].as_f64()
 }
 
-/// What all of them took at the end, and which time it cost while they were measured.
+/// What all of them took last, and which time it cost while they were measured.
 fn spent(found: &Value) -> Option<String> {
-    let last = found["moments"].as_array()?.last()?;
+    // With all of them: as they end the others have room.
+    let last = found["moments"].as_array()?.iter().rfind(|moment| moment["guests"] == found["guests"])?;
     let mib = |value: &Value| Some(value.as_u64()? / MIB);
     let (all, resident) = (mib(&last["host_bytes"])?, mib(&last["bytes"]["resident"])?);
     let compressed = mib(&last["compressed_held_bytes"])?;

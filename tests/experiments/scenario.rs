@@ -18,8 +18,10 @@ pub struct Plan {
     pub is_short: bool,
     /// How many times as much memory as it has by itself.
     pub scale: u64,
-    /// What is compared, by name, where that is more than one wants; empty: everything.
-    pub ways: Vec<String>,
+    /// The ways that are compared.
+    pub ways: Selection,
+    /// The mixes of guests they are compared with.
+    pub mixes: Selection,
     /// Where drawings go.
     pub out: PathBuf,
     reach: OnceLock<Reach>,
@@ -27,8 +29,8 @@ pub struct Plan {
 
 impl Plan {
     /// As the command line has it.
-    pub fn new(is_short: bool, scale: u64, ways: Vec<String>, out: PathBuf) -> Self {
-        Self { is_short, scale, ways, out, reach: OnceLock::new() }
+    pub fn new(is_short: bool, scale: u64, ways: Selection, mixes: Selection, out: PathBuf) -> Self {
+        Self { is_short, scale, ways, mixes, out, reach: OnceLock::new() }
     }
 
     /// Whether a cgroup's limit reaches guests on this host: tried once, and not at all by those who do not ask.
@@ -40,6 +42,26 @@ impl Plan {
     /// A size as flags and programs spell it.
     pub fn size(&self, mib: u64) -> String {
         format!("{}M", mib * self.scale)
+    }
+}
+
+/// What is wanted of things that have names, where all of it takes too long; empty: everything.
+pub struct Selection(Vec<String>);
+
+impl Selection {
+    /// These.
+    pub const fn of(names: Vec<String>) -> Self {
+        Self(names)
+    }
+
+    /// Whether one is wanted.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|wanted| wanted == name)
+    }
+
+    /// Those that are wanted and not there.
+    pub fn unknown<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = &'a String> {
+        self.0.iter().filter(|name| !names.contains(name))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cistern_memory::PAGE_SIZE;
 use cistern_memory::sharing::ksm::KsmHost;
-use cistern_tests::control::ask;
+use cistern_tests::control::{ask, try_ask};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, counter};
 use cistern_tests::process::LIMIT;
@@ -49,10 +49,10 @@ fn switch(storm: &Storm, mechanisms: &str) {
     storm.members.iter().for_each(|member| patch(member, "/sharing", &json!({ "mechanisms": mechanisms })));
 }
 
-/// Merged pages of all members by their own account: KSM's goes down only with its next pass.
+/// Merged pages of all members by their own account: KSM's goes down only with its next pass. Who does not listen yet has none.
 fn merged(storm: &Storm) -> u64 {
-    let of = |member: &Probe| member.memory()["sharing"]["merging"]["merged_pages"].as_u64().unwrap_or(0);
-    storm.members.iter().map(of).sum()
+    let of = |member: &Probe| try_ask(&member.socket, "/memory")?.json()["sharing"]["merging"]["merged_pages"].as_u64();
+    storm.members.iter().filter_map(of).sum()
 }
 
 /// How many members have merged pages that wait for room to be unmerged.

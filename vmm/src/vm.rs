@@ -108,7 +108,7 @@ const CREATE_VM_TRIES: u32 = 100;
 const CREATE_VM_PAUSE: Duration = Duration::from_millis(1);
 
 /// A new VM. KVM_CREATE_VM registers a notifier with the address space, which the kernel gives up with EINTR where any signal is
-/// pending (`mm_take_all_locks`), and a process that is stopped and goes on has one: it is tried again, as every VMM does.
+/// pending (`mm_take_all_locks`), and a process that is stopped and goes on has one: it is tried again, as QEMU does.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
     for _ in 1..CREATE_VM_TRIES {
         match kvm.create_vm() {
@@ -122,6 +122,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
 
     use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -131,7 +132,7 @@ mod tests {
     fn a_vm_is_made_while_signals_arrive() {
         extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
         // Thirty milliseconds of nothing but signals, and as long without any, in which even a busy machine makes one.
-        const BURST: u32 = 300;
+        const BURST: Duration = Duration::from_millis(30);
         const PAUSE: Duration = Duration::from_millis(30);
         let signal = SIGRTMIN() + 5;
         register_signal_handler(signal, nothing).expect("a handler");
@@ -146,7 +147,8 @@ mod tests {
             }
         });
         while !done.load(Ordering::Relaxed) {
-            for _ in 0..BURST {
+            let burst = Instant::now();
+            while burst.elapsed() < BURST {
                 maker.kill(signal).expect("the thread is not joined yet");
                 thread::sleep(Duration::from_micros(100));
             }

@@ -3,8 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-/// `USER_HZ`: on x86-64 it is 100 whatever the kernel ticks at.
-const TICK: Duration = Duration::from_millis(10);
+use crate::guest_process::cpu::TICK;
 
 /// Of all CPUs since the host started; none where the kernel does not tell.
 pub fn stolen_time() -> Duration {
@@ -14,7 +13,8 @@ pub fn stolen_time() -> Duration {
 /// The eighth time of the first line (proc_stat(5)).
 fn parse(stat: &str) -> Option<Duration> {
     let ticks = stat.strip_prefix("cpu ")?.lines().next()?.split_ascii_whitespace().nth(7)?;
-    Some(TICK * ticks.parse().ok()?)
+    // More of them than a u32 holds, with many CPUs in some months.
+    Some(Duration::from_millis(ticks.parse::<u64>().ok()? * TICK.as_millis() as u64))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 /// `USER_HZ`: on x86-64 it is 100 whatever the kernel ticks at.
-const TICK: Duration = Duration::from_millis(10);
+pub const TICK: Duration = Duration::from_millis(10);
 
 /// CPU time since the start of a process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

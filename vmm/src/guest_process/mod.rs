@@ -140,3 +140,23 @@ fn belong_to(parent: u32) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn half_a_line_is_nobodys() {
+        let said = |text: &str| -> Vec<Option<String>> {
+            let (to, lines) = channel();
+            forward(Cursor::new(text.to_owned()), move |line| to.send(line).is_ok()).expect("a thread");
+            lines.iter().collect()
+        };
+        assert_eq!(said("one\r\n\ntwo"), [Some("one".to_owned()), Some(String::new()), None]);
+        let long = "x".repeat(LINE_BYTES_MAX as usize + 1);
+        assert_eq!(said(&long), [Some(long[1..].to_owned()), None], "one line without end, as far as it goes");
+    }
+}

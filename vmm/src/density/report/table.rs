@@ -103,7 +103,7 @@ pub fn render(report: &Report) -> String {
         "CPU             guests {:.0} %, managers {:.1} %, ksmd {:.1} % of a CPU",
         cpu.guests_percent, cpu.managers_percent, cpu.ksm_percent
     ));
-    // Less is what any clock's ticks come to.
+    // Where the host is no guest, or is left alone, there is nothing to tell.
     if cpu.stolen_percent >= 1.0 {
         line(&format!("  stolen        {:.1} % of a CPU by others on the machine below", cpu.stolen_percent));
     }
@@ -178,5 +178,13 @@ mod tests {
         assert!(render(&report).contains("Not even one guest keeps 95 % of its goodput."), "{text}");
         report.unmanaged = true;
         assert!(render(&report).contains("which nobody keeps"));
+    }
+
+    #[test]
+    fn stolen_time_is_told_where_it_matters() {
+        let mut report = report();
+        assert!(!render(&report).contains("stolen"));
+        report.verdict.cpu.stolen_percent = 12.5;
+        assert!(render(&report).contains("  stolen        12.5 % of a CPU by others on the machine below"));
     }
 }
