@@ -94,7 +94,7 @@ fn holds_a_guest(baseline: &str) {
     let host = Arc::new(Host::prepare(baseline, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can"));
     // What does not fit comes at a pace: between two looks of the reclaimer any amount may.
     let program =
-        "fill:48M,text=70,random=30;repeat:96,(fill:512K,text=70,random=30;idle:0.02);repeat:100000,(verify;idle:1)";
+        "fill:48M,text=70,random=30;repeat:48,(fill:1M,text=70,random=30;idle:0.04);repeat:100000,(verify;idle:1)";
     let mut guest = Running::start(&[
         "run",
         "--memory",

@@ -13,9 +13,14 @@ use super::writes::WriteSampler;
 pub struct TrackerConfig {
     /// Length of a period; up to eight times as much while the guest waits for pages that have left.
     pub period: Duration,
-    /// Pages of a sample; the standard deviation of the touched part `f` is `sqrt(f (1 - f) / pages)`.
+    /// Pages of a sample, at most an eighth of those in guest RAM; the standard deviation of the touched part `f` is
+    /// `sqrt(f (1 - f) / pages)`.
     pub sample_pages: usize,
 }
+
+/// Of the pages in guest RAM at most this part is sampled: each costs a fault when it is touched, which a guest with little memory
+/// would pay for most of what it does. What an estimate is wrong by in pages is less there all the same.
+const SAMPLED_PART: u64 = 8;
 
 impl Default for TrackerConfig {
     /// 100 pages, as ESX, but every 5 s instead of every 60.
@@ -96,7 +101,7 @@ impl Tracker {
         } else {
             self.next_writes();
         }
-        let sample = pager.begin_sample(self.config.sample_pages)?;
+        let sample = pager.begin_sample(sample_pages(self.config.sample_pages, pager.usage().resident_pages))?;
         let began = Mark { now, stall_ns: pager.usage().refault_stall_ns };
         self.running = Some(Running { sample, began, lengths: 0, last: began, before: Touches::default() });
         Ok(())
@@ -132,5 +137,22 @@ impl Tracker {
     /// Periods that have ended.
     pub fn periods(&self) -> u64 {
         self.periods
+    }
+}
+
+/// How many of so many pages in guest RAM are sampled.
+fn sample_pages(most: usize, resident_pages: u64) -> usize {
+    usize::try_from(resident_pages / SAMPLED_PART).map_or(most, |pages| pages.max(1).min(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_guest_is_sampled_by_its_part() {
+        let of = |resident_pages| sample_pages(100, resident_pages);
+        assert_eq!([of(1 << 40), of(4096), of(800), of(300), of(7), of(0)], [100, 100, 100, 37, 1, 1]);
+        assert_eq!(sample_pages(0, 4096), 0);
     }
 }
