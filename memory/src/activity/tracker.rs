@@ -101,8 +101,9 @@ impl Tracker {
         } else {
             self.next_writes();
         }
-        let sample = pager.begin_sample(sample_pages(self.config.sample_pages, pager.usage().resident_pages))?;
-        let began = Mark { now, stall_ns: pager.usage().refault_stall_ns };
+        let usage = pager.usage();
+        let sample = pager.begin_sample(sample_pages(self.config.sample_pages, usage.resident_pages))?;
+        let began = Mark { now, stall_ns: usage.refault_stall_ns };
         self.running = Some(Running { sample, began, lengths: 0, last: began, before: Touches::default() });
         Ok(())
     }

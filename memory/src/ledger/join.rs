@@ -17,8 +17,8 @@ use super::record::{Identity, MemberId, Report};
 use super::scan::{Looker, Scan};
 use super::settings::{PoolSettings, SettingsRequest};
 
-/// How long to wait for others who are joining: each takes a moment, but many may, on a busy machine, or one may be stopped.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long to wait for others who are joining.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often to look whether they are done.
 const JOIN_POLL: Duration = Duration::from_millis(1);

@@ -188,6 +188,6 @@ fn who_joins_waits_its_turn() {
     let other = pool.file();
     assert!(lock::try_lock(&other, &lock::JOINING).unwrap());
     assert!(
-        refusal(&pool, &request("three")).ends_with("another member has been joining for 30 seconds: is it stopped?")
+        refusal(&pool, &request("three")).ends_with("another member has been joining for 5 seconds: is it stopped?")
     );
 }

@@ -14,7 +14,7 @@ pub(super) const PAGES: u64 = 4096;
 const OWNERS: u64 = 2;
 
 /// A storm takes seconds; one that takes longer than this hangs.
-pub(super) const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How many touches; more by the environment.
 pub(super) fn touches(default: u64) -> u64 {

@@ -67,7 +67,7 @@ fn pages_that_change_while_they_are_scanned_are_kept() {
         let guest = Guest::new(&[0..MIB], in_memory(method));
         guest.pager.arm().unwrap();
         let rounds = 300;
-        guest.in_time(storm::PATIENCE, || {
+        guest.soon(|| {
             thread::scope(|scope| {
                 let writer = scope.spawn(|| {
                     for round in 1..=rounds {
