@@ -17,15 +17,17 @@ pub struct Mix {
     idle_of_ten: u64,
     /// What pages hold, in percent.
     kinds: &'static str,
+    /// How many guests are looked around first, at scale 1 and at any, as the budget grows alike: what fits came near to it before.
+    pub near: u64,
 }
 
 /// The one that all are measured by.
-pub const USUAL: Mix = Mix { name: "usual", idle_of_ten: 7, kinds: "zero=15,dup=20,text=45,random=20" };
+pub const USUAL: Mix = Mix { name: "usual", idle_of_ten: 7, kinds: "zero=15,dup=20,text=45,random=20", near: 60 };
 
 /// Others, each apart from it in one thing.
 pub const OTHERS: [Mix; 4] = [
-    Mix { name: "all-idle", idle_of_ten: 10, ..USUAL },
-    Mix { name: "most-work", idle_of_ten: 3, ..USUAL },
+    Mix { name: "all-idle", idle_of_ten: 10, near: 120, ..USUAL },
+    Mix { name: "most-work", idle_of_ten: 3, near: 30, ..USUAL },
     Mix { name: "incompressible", kinds: "zero=5,dup=5,text=10,random=80", ..USUAL },
     Mix { name: "alike", kinds: "zero=15,dup=65,text=15,random=5", ..USUAL },
 ];

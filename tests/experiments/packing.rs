@@ -39,9 +39,6 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// touches memory thirty times: two of those may be late.
 const TIMES: [&str; 4] = ["--warmup", "150", "--secs", "60"];
 
-/// What is looked around first: the best came near to it whenever they were measured. Guests and budget scale alike.
-const NEAR: u64 = 48;
-
 /// How often the best are measured: the median counts.
 const TURNS: usize = 3;
 
@@ -128,14 +125,14 @@ struct Bench<'a> {
     plan: &'a Plan,
     report: Report,
     chart: Chart,
-    /// What the last way came to: the next is looked for around it.
-    near: u64,
+    /// What the last way came to, of which mix: the next is looked for around it.
+    last: Option<(&'static str, u64)>,
 }
 
 impl<'a> Bench<'a> {
     fn new(plan: &'a Plan) -> Self {
         let report = Report::new(format!("nobody has published ours; {}", plan.reach()));
-        Self { plan, report, chart: Chart::new("MiB of the host that all guests take together"), near: NEAR }
+        Self { plan, report, chart: Chart::new("MiB of the host that all guests take together"), last: None }
     }
 
     fn finish(mut self, drawing: &str) -> Report {
@@ -200,9 +197,10 @@ impl<'a> Bench<'a> {
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
-        match pack(self.plan, mix, way, self.near) {
+        let near = self.last.filter(|(of, _)| *of == mix.name).map_or(mix.near, |(_, guests)| guests);
+        match pack(self.plan, mix, way, near) {
             Ok(mut packed) => {
-                self.near = packed.guests;
+                self.last = Some((mix.name, packed.guests));
                 // The table comes hours later.
                 eprintln!("{name}: {} guests ({})", packed.guests, packed.tried);
                 self.show(&name, &packed);

@@ -112,6 +112,21 @@ fn four_guests_in_half_of_what_they_have() {
     expect_nothing_left(swap.path());
 }
 
+/// Each needs more to begin with than it can have for long: parts of that in the hands of all would leave nobody enough.
+#[test]
+fn guests_begin_one_after_the_other_where_memory_is_short() {
+    let (folder, swap) = (folder_on_disk(), folder_on_disk());
+    let program = "fill:8M,zero=15,dup=20,text=45,random=20,seed={n};idle:5;verify";
+    let swap_path = swap.path().to_str().expect("a plain path");
+    let arguments = ["--guests", "24", "--memory", "32M", "--budget", "96M", "--swap", swap_path, "--json"];
+    let finished = start(&folder, &[&arguments[..], &["--probe", program]].concat()).finish(LIMIT).expect_status(0);
+    let report = report(&finished);
+    for (name, expected) in [("guests_ok", 24), ("verified_pages", 24 * (8 << 8)), ("bad_pages", 0)] {
+        assert_eq!(counter(&report, name), expected, "{name}: {report}");
+    }
+    expect_nothing_left(folder.path());
+}
+
 #[test]
 fn the_most_guests_are_as_many_as_are_admitted() {
     let folder = folder_on_disk();

@@ -15,6 +15,9 @@ pub(super) const JOINING: Range<u64> = 0..1;
 /// Held by the leader.
 pub(super) const LEADING: Range<u64> = 1..2;
 
+/// Held by the member that room is made for before its guest begins.
+pub(super) const ENTERING: Range<u64> = 2..3;
+
 /// Everything that can be locked.
 const ALL: Range<u64> = 0..0;
 

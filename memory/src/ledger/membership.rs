@@ -10,7 +10,7 @@ use super::head::Head;
 use super::layout::{
     MAXIMUM_MEMBERS, MemberRecord, OrdersRecord, ROUND_OFFSET, RoundRecord, member_offset, orders_offset,
 };
-use super::lock::{self, LEADING, slot_range};
+use super::lock::{self, ENTERING, LEADING, slot_range};
 use super::record::{Identity, MAXIMUM_BYTES, MemberId, Report, Round, StandingOrders};
 use super::scan::{Looker, Scan};
 use super::settings::PoolSettings;
@@ -150,12 +150,31 @@ impl Membership {
             }
         }
     }
+
+    /// Becomes the one that room is made for, if there is none: of many that each hold a part of what they need none would
+    /// ever begin. Never waits. A member has one entry at most.
+    pub fn try_enter(&self) -> Option<Entry> {
+        let is_held = lock::try_lock(&self.place.file.file, &ENTERING).unwrap_or(false);
+        is_held.then(|| Entry { place: Arc::clone(&self.place) })
+    }
 }
 
 impl Drop for Membership {
     /// Its leadership may still have the descriptor.
     fn drop(&mut self) {
         let _ = lock::unlock(&self.place.file.file, &slot_range(self.place.id.slot));
+    }
+}
+
+/// The right to be given room to begin with, until it is dropped or the process ends.
+#[derive(Debug)]
+pub struct Entry {
+    place: Arc<Place>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let _ = lock::unlock(&self.place.file.file, &ENTERING);
     }
 }
 

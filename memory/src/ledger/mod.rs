@@ -17,8 +17,8 @@
 //! counted until its owner writes it anew.
 //!
 //! Who is alive is told by open-file-description locks, which the kernel releases with their process: byte 0 is held
-//! while somebody joins, byte 1 by the leader, and the bytes of its slot by each member. Observers only ask who holds
-//! what. Where nobody holds anything the pool is over, and the next member makes another in its place.
+//! while somebody joins, byte 1 by the leader, byte 2 by the member that room is made for to begin with, and the bytes of
+//! its slot by each member. Observers only ask who holds what. Where nobody holds anything the pool is over, and the next member makes another in its place.
 //!
 //! A ledger that is deleted takes nobody with it: those who have it open go on with it, and who joins later makes another.
 //! [`Membership::check_place`] tells.
@@ -44,7 +44,7 @@ use std::time::Duration;
 pub use error::LedgerError;
 pub use join::JoinRequest;
 pub use layout::MAXIMUM_MEMBERS;
-pub use membership::{Leadership, Membership};
+pub use membership::{Entry, Leadership, Membership};
 pub use record::{
     Identity, MAXIMUM_BYTES, MAXIMUM_NAME_BYTES, MAXIMUM_SHARES, MemberId, Orders, Report, Round, StandingOrders,
 };

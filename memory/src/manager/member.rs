@@ -2,6 +2,7 @@
 
 mod merging;
 mod report;
+mod turn;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use super::own::OwnMemory;
 use super::proactive::Proactive;
 use super::rest::is_at_rest;
 use super::{ManagerConfig, ManagerError, ReclaimMode};
+use turn::Turn;
 
 /// How often a member of a pool at rest looks round.
 const REST: Duration = Duration::from_secs(1);
@@ -83,7 +85,8 @@ pub struct Member {
     looked: Option<Instant>,
     /// The slow look after which it was said who else is there.
     met: Option<Instant>,
-    wants_more: bool,
+    /// What it needs to load its guest, while it is made room for.
+    loading_bytes: Option<u64>,
     /// When the guest was last seen to wait for room for a page it had before.
     waited: Option<Instant>,
     /// The most the balloon may be asked to hold.
@@ -126,7 +129,7 @@ impl Member {
             host_available_bytes: None,
             looked: None,
             met: None,
-            wants_more: false,
+            loading_bytes: None,
             waited: None,
             balloon_most_bytes: 0,
             proactive: Proactive::default(),
@@ -151,8 +154,9 @@ impl Member {
         self.sharing = Some(sharing);
     }
 
-    /// Waits until this process may hold so much, for what it takes to load a guest. `on_wait` is told now and then what the
-    /// pool looks like; it returns false to give up.
+    /// Waits until this process may hold so much more, for what it takes to load a guest. In a pool that is not at rest one member
+    /// at a time is made room for, in turns. `on_wait` is told now and then what the pool looks like; it returns false to
+    /// give up.
     ///
     /// # Errors
     /// [`ManagerError::Ledger`]; [`ManagerError::NoRoom`] when `on_wait` gave up.
@@ -161,26 +165,37 @@ impl Member {
         bytes: u64,
         mut on_wait: impl FnMut(&PoolView) -> bool,
     ) -> Result<(), ManagerError> {
+        let (mut view, mut viewed) = (self.membership.members()?, Instant::now());
+        let mut turn = Turn::default();
         loop {
             let now = Instant::now();
-            self.wants_more = true;
+            let enters = turn.has_come(&self.membership, now);
+            self.loading_bytes = enters.then_some(bytes);
             let report = self.report(now)?;
             self.membership.publish(&report)?;
-            let view = self.membership.members()?;
-            if self.leads() {
+            let leads = self.leads();
+            // Reads what all have said: many that wait would keep those busy that make room for them.
+            if leads || now.duration_since(viewed) >= CALM {
+                (view, viewed) = (self.membership.members()?, now);
+            }
+            if leads {
                 self.lead(&view)?;
             }
             if let Some(standing) = self.membership.orders() {
-                self.in_force = (standing.time_ns, standing.orders.grow_to_bytes);
+                let grow_to_bytes = standing.orders.grow_to_bytes;
+                let has_all = grow_to_bytes >= MAXIMUM_BYTES;
+                // Whose turn it is not leaves what it may take to the others.
+                let taken_bytes = if enters || has_all { grow_to_bytes } else { grow_to_bytes.min(report.own_bytes) };
+                self.in_force = (standing.time_ns, taken_bytes);
             }
             if self.in_force.1 >= report.own_bytes.saturating_add(bytes) {
-                self.wants_more = false;
+                self.loading_bytes = None;
                 return Ok(());
             }
             if !on_wait(&view) {
                 return Err(ManagerError::NoRoom { bytes });
             }
-            std::thread::sleep(PRESSED);
+            std::thread::sleep(if enters { PRESSED } else { CALM });
         }
     }
 
@@ -198,7 +213,9 @@ impl Member {
         if let Some(writes) = writes.filter(|_| self.config.track) {
             self.tracker.watch_writes(writes);
         }
-        self.own_bytes = self.own_memory.bytes(&pager, 0, Instant::now()).map_err(ManagerError::Proc)?;
+        // The last look was before the guest was loaded.
+        self.own_memory = OwnMemory::default();
+        self.own_bytes = self.own_memory.bytes(Some(&pager), 0, Instant::now()).map_err(ManagerError::Proc)?;
         self.guest = Some(Guest { usage: pager.usage(), estimate: None, pager, balloon });
         let grow_to_bytes = Some(self.in_force.1);
         self.keep_to(Limits { grow_to_bytes, unmerge_to_bytes: grow_to_bytes, reclaim_to_bytes: None, is_firm: true })

@@ -28,11 +28,11 @@ impl OwnMemory {
     ///
     /// # Errors
     /// /proc cannot be read.
-    pub fn bytes(&mut self, pager: &Pager, stored_bytes: u64, now: Instant) -> io::Result<u64> {
+    pub fn bytes(&mut self, pager: Option<&Pager>, stored_bytes: u64, now: Instant) -> io::Result<u64> {
         if self.due.is_none_or(|due| now >= due) {
             let before = thread_cpu_time();
             let smaps = fs::read_to_string("/proc/self/smaps")?;
-            let sizes = Sizes::of(&smaps, |address| pager.holds_guest_memory(address));
+            let sizes = Sizes::of(&smaps, |address| pager.is_some_and(|pager| pager.holds_guest_memory(address)));
             self.mappings_bytes = sizes.own_bytes.saturating_sub(stored_bytes);
             self.merging_saves_bytes = Some(sizes.shared_bytes);
             self.due = Some(now + pause_after(thread_cpu_time().saturating_sub(before)));

@@ -29,6 +29,22 @@ impl Limits {
             is_firm: false,
         }
     }
+
+    /// Whether some page may have to leave that had not to before.
+    pub(super) fn takes_from(&self, before: &Self) -> bool {
+        self.reclaim_to_bytes != before.reclaim_to_bytes || is_less(self.grow_to_bytes, before.grow_to_bytes)
+    }
+
+    /// Whether some fault that waits may find room, or need not wait any more.
+    pub(super) fn gives_to(&self, before: &Self) -> bool {
+        is_less(before.grow_to_bytes, self.grow_to_bytes)
+            || is_less(before.unmerge_to_bytes, self.unmerge_to_bytes)
+            || self.is_firm != before.is_firm
+    }
+}
+
+fn is_less(left: Option<u64>, right: Option<u64>) -> bool {
+    left.unwrap_or(NONE) < right.unwrap_or(NONE)
 }
 
 /// The limits and who may pass them. Each value stands alone, so relaxed operations do; a fault that waits is looked at
@@ -141,6 +157,25 @@ impl Credit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_something_to_do_is_woken() {
+        let limits = |reclaim, grow, unmerge| Limits {
+            reclaim_to_bytes: reclaim,
+            grow_to_bytes: grow,
+            unmerge_to_bytes: unmerge,
+            is_firm: true,
+        };
+        let before = limits(Some(8), Some(10), Some(9));
+        let woken = |after: Limits| (after.takes_from(&before), after.gives_to(&before));
+        assert_eq!(woken(before), (false, false));
+        assert_eq!(woken(limits(Some(8), Some(11), Some(9))), (false, true));
+        assert_eq!(woken(limits(Some(8), Some(9), Some(9))), (true, false));
+        assert_eq!(woken(limits(Some(7), Some(11), Some(9))), (true, true));
+        assert_eq!(woken(limits(Some(8), Some(10), Some(10))), (false, true));
+        assert_eq!(woken(limits(None, None, None)), (true, true));
+        assert_eq!(woken(Limits { is_firm: false, ..before }), (false, true));
+    }
 
     #[test]
     fn growth_waits_at_the_limit_and_nowhere_else() {

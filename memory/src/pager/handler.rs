@@ -64,7 +64,7 @@ impl Handler {
             if self.wait_for_events() {
                 self.paged.handler.clear();
             }
-            self.affinity.follow(self.paged.vcpu_threads());
+            let mut is_needed = !self.waiting.is_empty();
             loop {
                 // An error here is a descriptor that does not work: nobody would ever be answered.
                 if let Err(cause) = self.paged.kernel().port.read(&mut faults) {
@@ -72,6 +72,7 @@ impl Handler {
                     return;
                 }
                 let count = faults.len();
+                is_needed |= count > 0;
                 let since = Instant::now();
                 // Those who waited longest come first.
                 self.try_waiting();
@@ -89,6 +90,9 @@ impl Handler {
                 }
             }
             self.try_waiting();
+            if is_needed {
+                self.affinity.follow(self.paged.vcpu_threads());
+            }
         }
         // Whoever is left looks again, and finds a VM without a pager.
         for (fault, _) in self.waiting.drain(..) {

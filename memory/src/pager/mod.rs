@@ -212,7 +212,8 @@ impl Pager {
     pub fn set_limits(&self, limits: Limits) -> Result<(), PagerError> {
         let paged = &self.paged;
         let is_limited = limits.reclaim_to_bytes.is_some() || limits.grow_to_bytes.is_some();
-        if is_limited && limits == paged.credit.limits() {
+        let before = paged.credit.limits();
+        if is_limited && limits == before {
             return Ok(());
         }
         if is_limited {
@@ -225,9 +226,15 @@ impl Pager {
             _ => paged.config.store_limit_bytes,
         };
         paged.homes.compressed.set_limit_bytes(store_limit_bytes);
+        let concerns_all = !is_limited || paged.credit.is_exhausted();
         paged.credit.set_limits(limits);
-        paged.reclaim.wake();
-        paged.handler.kick();
+        // A pool changes limits ten times a second: of many VMs nobody wakes for what leaves him nothing to do.
+        if concerns_all || limits.takes_from(&before) {
+            paged.reclaim.wake();
+        }
+        if concerns_all || limits.gives_to(&before) {
+            paged.handler.kick();
+        }
         Ok(())
     }
 

@@ -3,12 +3,16 @@
 /// A step from a number that is believed to be near is this part of it.
 const NEAR_PART: usize = 8;
 
+/// What is looked for around such a number is found to within this part of it: 2 %, where a trial takes minutes.
+const NEAR_PRECISION: usize = 48;
+
 /// A search in steps that double, up or down from the first number; then by halving what is left between the largest that
 /// passed and the least that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Search {
     first: usize,
     step: usize,
+    precision: usize,
     most: usize,
     passed: usize,
     failed: Option<usize>,
@@ -18,13 +22,14 @@ impl Search {
     /// From `first` on, at least 1, to at most `most`: as many again, twice as many again, and so on.
     pub fn new(first: usize, most: usize) -> Self {
         let first = first.clamp(1, most.max(1));
-        Self { first, step: first, most: most.max(1), passed: 0, failed: None }
+        Self { first, step: first, precision: 1, most: most.max(1), passed: 0, failed: None }
     }
 
-    /// As [`new`](Self::new) where the number is believed to be near `first`.
+    /// As [`new`](Self::new) where the number is believed to be near `first`; to within 2 % of that.
     pub fn near(first: usize, most: usize) -> Self {
         let search = Self::new(first, most);
-        Self { step: (search.first / NEAR_PART).max(1), ..search }
+        let part = |of: usize| (search.first / of).max(1);
+        Self { step: part(NEAR_PART), precision: part(NEAR_PRECISION), ..search }
     }
 
     /// What to try next; `None` when it is found.
@@ -33,7 +38,7 @@ impl Search {
             None if self.passed == 0 => Some(self.first),
             None => (self.passed < self.most).then(|| (self.passed + self.step).min(self.most)),
             Some(failed) if self.passed == 0 && self.step < failed / 2 => Some(failed - self.step),
-            Some(failed) => (failed - self.passed > 1).then(|| self.passed + (failed - self.passed) / 2),
+            Some(failed) => (failed - self.passed > self.precision).then(|| self.passed + (failed - self.passed) / 2),
         }
     }
 
@@ -85,6 +90,8 @@ mod tests {
         assert_eq!(near(80), (80, vec![48, 54, 66, 90, 78, 84, 81, 79, 80]));
         assert_eq!(near(26), (26, vec![48, 42, 30, 15, 22, 26, 28, 27]));
         assert_eq!(found(Search::near(3, 256), 4), (4, vec![3, 4, 6, 5]));
+        // Within 2.
+        assert_eq!(found(Search::near(100, 256), 120), (119, vec![100, 112, 136, 124, 118, 121, 119]));
     }
 
     #[test]

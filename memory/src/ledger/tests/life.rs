@@ -114,6 +114,23 @@ fn one_leads_at_a_time() {
 }
 
 #[test]
+fn one_enters_at_a_time() {
+    let pool = Pool::new();
+    let (one, two) = (pool.join("one"), pool.join("two"));
+    let entry = one.try_enter().unwrap();
+    assert!(two.try_enter().is_none());
+    assert!(two.try_lead().is_some(), "that is another lock");
+    drop(entry);
+    let entry = two.try_enter().unwrap();
+    assert!(one.try_enter().is_none());
+    // What the entry holds ends with it, and not with the membership.
+    drop(two);
+    assert!(one.try_enter().is_none());
+    drop(entry);
+    assert!(one.try_enter().is_some());
+}
+
+#[test]
 fn looking_disturbs_nobody() {
     let pool = Pool::new();
     let one = pool.join("one");
