@@ -9,7 +9,7 @@ use crate::store::swap::Slot;
 
 use super::PagerFailure;
 use super::paged::{Paged, source_of};
-use super::reads::Job;
+use super::reads::{Job, Next};
 use super::refault::Batch;
 
 /// Threads: what a disk does at a time is bounded by the depth of its queue, and a second reader keeps it busy while the
@@ -30,9 +30,11 @@ impl Fetcher {
 
     /// Works until the queue is closed.
     pub fn run(mut self) {
-        while let Some(job) = self.paged.readers.pop() {
-            if let Err(failure) = self.fetch(job) {
-                self.paged.fail(&failure);
+        loop {
+            match self.paged.readers.pop(self.batch.holds_memory().then_some(Batch::PATIENCE)) {
+                Next::Job(job) => self.fetch(job).unwrap_or_else(|failure| self.paged.fail(&failure)),
+                Next::Late => self.batch.rest(),
+                Next::Closed => return,
             }
         }
     }
@@ -114,11 +116,6 @@ fn slot_of(paged: &Paged, claim: &Claim<Refaulting>) -> Option<Slot> {
         Place::Stored(stored) => paged.homes.slot(stored),
         _ => None,
     }
-}
-
-impl Batch {
-    /// Pages that fit.
-    pub const PAGES: usize = super::streams::WINDOW_PAGES_MAX as usize;
 }
 
 /// Whether a page must go through a reader.

@@ -34,6 +34,8 @@ pub(super) struct Handler {
     batch: Batch,
     decompressor: Decompressor,
     affinity: Affinity,
+    /// When there was something to do last.
+    busy: Instant,
     /// Faults of a guest that may not grow, oldest first. Each is a thread that waits in the kernel: KVM has at most 64 a
     /// CPU (`ASYNC_PF_PER_VCPU`).
     waiting: VecDeque<(Fault, Instant)>,
@@ -53,6 +55,7 @@ impl Handler {
             batch: Batch::default(),
             decompressor: Decompressor::new(),
             affinity: Affinity::new(),
+            busy: Instant::now(),
             waiting: VecDeque::new(),
         }
     }
@@ -91,7 +94,10 @@ impl Handler {
             }
             self.try_waiting();
             if is_needed {
+                self.busy = Instant::now();
                 self.affinity.follow(self.paged.vcpu_threads());
+            } else if self.batch.holds_memory() && self.busy.elapsed() >= Batch::PATIENCE {
+                self.batch.rest();
             }
         }
         // Whoever is left looks again, and finds a VM without a pager.
@@ -100,12 +106,13 @@ impl Handler {
         }
     }
 
-    /// Waits for faults or a kick; true when there was a kick.
+    /// Waits for faults or a kick, no longer than it is right to hold what answers were held in; true when there was a kick.
     fn wait_for_events(&self) -> bool {
         let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut descriptors = [poll(self.paged.kernel().port.fd()), poll(self.paged.handler.fd())];
+        let patience_ms = if self.batch.holds_memory() { Batch::PATIENCE.as_millis() as libc::c_int } else { -1 };
         // SAFETY: an array of two, as said. Interrupted or not, both descriptors are looked at next.
-        unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, -1) };
+        unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, patience_ms) };
         descriptors[1].revents != 0
     }
 

@@ -193,42 +193,60 @@ fn lost(gfn: u64, cause: impl ToString) -> PagerFailure {
 }
 
 /// Stored pages that lie one after the other, decompressed here and mapped in one call.
+#[derive(Default)]
 pub(super) struct Batch {
+    /// As many as were needed since it last rested: of an idle VM none.
     pages: Vec<AlignedPage>,
     claims: Vec<Claim<Refaulting>>,
     first: u64,
 }
 
-impl Default for Batch {
-    fn default() -> Self {
-        Self {
-            pages: vec![AlignedPage::default(); WINDOW_PAGES_MAX as usize],
-            claims: Vec::with_capacity(WINDOW_PAGES_MAX as usize),
-            first: 0,
-        }
-    }
-}
-
 impl Batch {
+    /// Pages that fit.
+    pub const PAGES: usize = WINDOW_PAGES_MAX as usize;
+
+    /// After so long without a page its owner lets it [`rest`](Self::rest).
+    pub const PATIENCE: Duration = Duration::from_secs(1);
+
     pub fn is_empty(&self) -> bool {
         self.claims.is_empty()
     }
 
+    /// Whether it holds memory that it could give back.
+    pub fn holds_memory(&self) -> bool {
+        !self.pages.is_empty()
+    }
+
+    /// Gives back the memory of an empty batch, until it is needed again.
+    pub fn rest(&mut self) {
+        if self.is_empty() {
+            self.pages = Vec::new();
+        }
+    }
+
     /// Where the next page must lie, and whether there is room for it.
     pub fn takes(&self, gfn: u64) -> bool {
-        self.is_empty() || (gfn == self.first + self.claims.len() as u64 && self.claims.len() < self.pages.len())
+        self.is_empty() || (gfn == self.first + self.claims.len() as u64 && self.claims.len() < Self::PAGES)
     }
 
     /// The place for the content of the next page. It counts once it is [`Batch::push`]ed.
     pub fn buffer(&mut self) -> &mut Page {
         let next = self.claims.len();
-        &mut self.pages[next].0
+        &mut self.places(next + 1)[next].0
     }
 
     /// The places for the contents of the next `count` pages.
     pub fn buffers(&mut self, count: usize) -> Vec<&mut Page> {
         let next = self.claims.len();
-        self.pages[next..].iter_mut().take(count).map(|page| &mut page.0).collect()
+        self.places(next + count)[next..].iter_mut().take(count).map(|page| &mut page.0).collect()
+    }
+
+    /// At least so many pages: one, or as many as there are ever.
+    fn places(&mut self, count: usize) -> &mut [AlignedPage] {
+        if self.pages.len() < count {
+            self.pages.resize_with(if count > 1 { Self::PAGES } else { 1 }, AlignedPage::default);
+        }
+        &mut self.pages
     }
 
     /// The buffer is filled with this page, which is stored.

@@ -65,14 +65,18 @@ fn evenly(deal: &mut Deal, parts: u64, rooms: &dyn Fn(&Deal) -> Vec<u64>) {
     deal.give(rooms.into_iter().map(|room| room.min(share_bytes)));
 }
 
-/// The most each may be dealt: where memory is short, members that can exchange pages grow to their grants and not beyond.
+/// The most each may be dealt: where memory is short, members that can exchange pages grow to their grants and not beyond. Where
+/// it is not, what is above the high line is for those that wait, and otherwise for all.
 fn bounds(pool: &Pool, level: Level, members: &[Standing], left_bytes: u64) -> Vec<u64> {
-    let even = |bytes: u64| bytes / members.len().max(1) as u64;
+    let part = |bytes: u64, count: usize| bytes / count.max(1) as u64;
+    let even = |bytes: u64| part(bytes, members.len());
+    let waiting = members.iter().filter(|member| member.wants_growth && member.exchanges()).count();
     let above_high_bytes = unsigned(pool.free_bytes(members) - i128::from(pool.line_bytes(Level::High)));
     let bound = |member: &Standing| match level {
         Level::Stop => member.reservation_bytes.saturating_sub(member.charge_bytes),
         Level::Low if member.excess_bytes() > 0 => 0,
         _ if !member.exchanges() => u64::MAX,
+        Level::High if member.wants_growth => member.lacking_bytes().saturating_add(part(above_high_bytes, waiting)),
         Level::High => member.lacking_bytes().saturating_add(even(above_high_bytes)),
         _ if member.wants_growth => member.lacking_bytes(),
         _ => member.lacking_bytes().saturating_add(even(left_bytes) / BURST_PART),
