@@ -15,8 +15,19 @@ pub(super) const JOINING: Range<u64> = 0..1;
 /// Held by the leader.
 pub(super) const LEADING: Range<u64> = 1..2;
 
-/// Held by the member that room is made for before its guest begins.
-pub(super) const ENTERING: Range<u64> = 2..3;
+/// Held by the member that room is made for before its guest begins. All such ranges overlap, so one holds one; how long it is
+/// tells whose.
+pub(super) fn entering_range(slot: u16) -> Range<u64> {
+    ENTERING..ENTERING + 1 + u64::from(slot)
+}
+
+const ENTERING: u64 = 2;
+
+/// The slot of the member that others hold such a lock for.
+pub(super) fn entering_slot(file: &File) -> io::Result<Option<u16>> {
+    let lock = held_in(file, &entering_range(MAXIMUM_MEMBERS - 1))?;
+    Ok(lock.and_then(|lock| u16::try_from(lock.end - ENTERING - 1).ok()))
+}
 
 /// Everything that can be locked.
 const ALL: Range<u64> = 0..0;

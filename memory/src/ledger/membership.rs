@@ -10,7 +10,7 @@ use super::head::Head;
 use super::layout::{
     MAXIMUM_MEMBERS, MemberRecord, OrdersRecord, ROUND_OFFSET, RoundRecord, member_offset, orders_offset,
 };
-use super::lock::{self, ENTERING, LEADING, slot_range};
+use super::lock::{self, LEADING, entering_range, slot_range};
 use super::record::{Identity, MAXIMUM_BYTES, MemberId, Report, Round, StandingOrders};
 use super::scan::{Looker, Scan};
 use super::settings::PoolSettings;
@@ -154,8 +154,14 @@ impl Membership {
     /// Becomes the one that room is made for, if there is none: of many that each hold a part of what they need none would
     /// ever begin. Never waits. A member has one entry at most.
     pub fn try_enter(&self) -> Option<Entry> {
-        let is_held = lock::try_lock(&self.place.file.file, &ENTERING).unwrap_or(false);
+        let Place { file, id, .. } = &*self.place;
+        let is_held = lock::try_lock(&file.file, &entering_range(id.slot)).unwrap_or(false);
         is_held.then(|| Entry { place: Arc::clone(&self.place) })
+    }
+
+    /// The slot of the other member that room is made for.
+    pub fn entering(&self) -> Option<u16> {
+        lock::entering_slot(&self.place.file.file).ok().flatten()
     }
 }
 
@@ -174,7 +180,8 @@ pub struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let _ = lock::unlock(&self.place.file.file, &ENTERING);
+        let Place { file, id, .. } = &*self.place;
+        let _ = lock::unlock(&file.file, &entering_range(id.slot));
     }
 }
 

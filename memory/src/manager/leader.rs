@@ -64,9 +64,10 @@ impl Leader {
         let watermarks = Watermarks::from_millipercent(settings.watermarks_millipercent).unwrap_or_default();
         if is_at_rest(view) {
             self.level = Level::High;
-            self.outstanding.clear();
             self.turnovers.clear();
-            let orders = view.members.iter().map(|member| (member.id, rest_orders(&member.identity))).collect();
+            let orders: Vec<_> = view.members.iter().map(|member| (member.id, rest_orders(&member.identity))).collect();
+            // Whoever has taken them up, and says so later, may have grown by then.
+            self.remember(view, now_ns, &orders);
             return Round { time_ns: now_ns, level: self.level, free_bytes, orders };
         }
         self.level = watermarks.next(self.level, free_bytes, settings.budget_bytes);

@@ -166,12 +166,14 @@ impl Member {
         mut on_wait: impl FnMut(&PoolView) -> bool,
     ) -> Result<(), ManagerError> {
         let (mut view, mut viewed) = (self.membership.members()?, Instant::now());
-        let mut turn = Turn::default();
+        let (mut turn, mut declined_ns) = (Turn::default(), 0);
         loop {
             let now = Instant::now();
-            let enters = turn.has_come(&self.membership, now);
+            let is_promised = self.own_bytes.saturating_add(bytes) <= self.membership.identity().reservation_bytes;
+            let enters = is_promised || turn.has_come(&self.membership, &view, self.in_force.1, now);
             self.loading_bytes = enters.then_some(bytes);
             let report = self.report(now)?;
+            self.own_bytes = report.own_bytes;
             self.membership.publish(&report)?;
             let leads = self.leads();
             // Reads what all have said: many that wait would keep those busy that make room for them.
@@ -184,18 +186,26 @@ impl Member {
             if let Some(standing) = self.membership.orders() {
                 let grow_to_bytes = standing.orders.grow_to_bytes;
                 let has_all = grow_to_bytes >= MAXIMUM_BYTES;
-                // Whose turn it is not leaves what it may take to the others.
-                let taken_bytes = if enters || has_all { grow_to_bytes } else { grow_to_bytes.min(report.own_bytes) };
+                if !enters && !has_all {
+                    // Whose turn it is not leaves what it may take to the others; they may have it by the time its turn comes.
+                    declined_ns = standing.time_ns;
+                }
+                let is_taken = has_all || standing.time_ns > declined_ns;
+                let taken_bytes = if is_taken { grow_to_bytes } else { grow_to_bytes.min(report.own_bytes) };
                 self.in_force = (standing.time_ns, taken_bytes);
             }
             if self.in_force.1 >= report.own_bytes.saturating_add(bytes) {
                 self.loading_bytes = None;
+                // It is silent while it loads, and its turn is over: this must be known.
+                let report = self.report(now)?;
+                self.membership.publish(&report)?;
                 return Ok(());
             }
             if !on_wait(&view) {
                 return Err(ManagerError::NoRoom { bytes });
             }
-            std::thread::sleep(if enters { PRESSED } else { CALM });
+            let is_pressed = enters || (leads && view.members.iter().any(|member| member.report.wants_growth));
+            std::thread::sleep(if is_pressed { PRESSED } else { CALM });
         }
     }
 

@@ -37,9 +37,7 @@ impl Limits {
 
     /// Whether some fault that waits may find room, or need not wait any more.
     pub(super) fn gives_to(&self, before: &Self) -> bool {
-        is_less(before.grow_to_bytes, self.grow_to_bytes)
-            || is_less(before.unmerge_to_bytes, self.unmerge_to_bytes)
-            || self.is_firm != before.is_firm
+        is_less(before.grow_to_bytes, self.grow_to_bytes) || self.is_firm != before.is_firm
     }
 }
 
@@ -48,7 +46,7 @@ fn is_less(left: Option<u64>, right: Option<u64>) -> bool {
 }
 
 /// The limits and who may pass them. Each value stands alone, so relaxed operations do; a fault that waits is looked at
-/// again after each of them changes.
+/// again after each of them rises.
 #[derive(Debug)]
 pub(super) struct Credit {
     reclaim_to_bytes: AtomicU64,
@@ -172,7 +170,8 @@ mod tests {
         assert_eq!(woken(limits(Some(8), Some(11), Some(9))), (false, true));
         assert_eq!(woken(limits(Some(8), Some(9), Some(9))), (true, false));
         assert_eq!(woken(limits(Some(7), Some(11), Some(9))), (true, true));
-        assert_eq!(woken(limits(Some(8), Some(10), Some(10))), (false, true));
+        // Whoever unmerges asks by himself.
+        assert_eq!(woken(limits(Some(8), Some(10), Some(10))), (false, false));
         assert_eq!(woken(limits(None, None, None)), (true, true));
         assert_eq!(woken(Limits { is_firm: false, ..before }), (false, true));
     }

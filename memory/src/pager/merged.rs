@@ -133,6 +133,7 @@ impl Pager {
     pub(crate) fn note_merging_saves(&self, bytes: u64) {
         let Some(Kernel { merged, .. }) = self.paged.connected() else { return };
         merged.saving.note_look(merged.pages.count(), bytes);
+        self.paged.offer_room();
     }
 
     /// `None` where pages cannot be moved, or were never paged: KSM takes protections off, and copying pages out relies on
@@ -264,6 +265,7 @@ impl Mergeable {
     pub fn set_saved_part(&self, saved_part: f64) {
         let Merged { pages, saving } = &self.paged.kernel().merged;
         saving.count(pages.count(), saved_part);
+        self.paged.offer_room();
     }
 
     /// Merged pages that are known.

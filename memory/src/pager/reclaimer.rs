@@ -279,6 +279,7 @@ impl Reclaimer {
             }
         }
         self.paged.homes.count_bookkeeping();
+        self.paged.offer_room();
         if !self.can_swap() {
             return false;
         }

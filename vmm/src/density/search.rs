@@ -12,7 +12,8 @@ const NEAR_PRECISION: usize = 48;
 pub struct Search {
     first: usize,
     step: usize,
-    precision: usize,
+    /// What is found is the largest to within this part of it; 0 for the very number.
+    precision_part: usize,
     most: usize,
     passed: usize,
     failed: Option<usize>,
@@ -22,14 +23,13 @@ impl Search {
     /// From `first` on, at least 1, to at most `most`: as many again, twice as many again, and so on.
     pub fn new(first: usize, most: usize) -> Self {
         let first = first.clamp(1, most.max(1));
-        Self { first, step: first, precision: 1, most: most.max(1), passed: 0, failed: None }
+        Self { first, step: first, precision_part: 0, most: most.max(1), passed: 0, failed: None }
     }
 
-    /// As [`new`](Self::new) where the number is believed to be near `first`; to within 2 % of that.
+    /// As [`new`](Self::new) where the number is believed to be near `first`; to within 2 % of what it is.
     pub fn near(first: usize, most: usize) -> Self {
         let search = Self::new(first, most);
-        let part = |of: usize| (search.first / of).max(1);
-        Self { step: part(NEAR_PART), precision: part(NEAR_PRECISION), ..search }
+        Self { step: (search.first / NEAR_PART).max(1), precision_part: NEAR_PRECISION, ..search }
     }
 
     /// What to try next; `None` when it is found.
@@ -38,8 +38,12 @@ impl Search {
             None if self.passed == 0 => Some(self.first),
             None => (self.passed < self.most).then(|| (self.passed + self.step).min(self.most)),
             Some(failed) if self.passed == 0 && self.step < failed / 2 => Some(failed - self.step),
-            Some(failed) => (failed - self.passed > self.precision).then(|| self.passed + (failed - self.passed) / 2),
+            Some(failed) => (failed - self.passed > self.precision()).then(|| self.passed + (failed - self.passed) / 2),
         }
+    }
+
+    fn precision(&self) -> usize {
+        self.passed.checked_div(self.precision_part).unwrap_or(0).max(1)
     }
 
     /// Takes how `number` did.

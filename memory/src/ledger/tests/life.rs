@@ -117,12 +117,15 @@ fn one_leads_at_a_time() {
 fn one_enters_at_a_time() {
     let pool = Pool::new();
     let (one, two) = (pool.join("one"), pool.join("two"));
+    assert_eq!(two.entering(), None);
     let entry = one.try_enter().unwrap();
     assert!(two.try_enter().is_none());
+    assert_eq!(two.entering(), Some(one.id().slot));
     assert!(two.try_lead().is_some(), "that is another lock");
     drop(entry);
     let entry = two.try_enter().unwrap();
     assert!(one.try_enter().is_none());
+    assert_eq!(one.entering(), Some(two.id().slot));
     // What the entry holds ends with it, and not with the membership.
     drop(two);
     assert!(one.try_enter().is_none());

@@ -77,6 +77,7 @@ fn bounds(pool: &Pool, level: Level, members: &[Standing], left_bytes: u64) -> V
         Level::Low if member.excess_bytes() > 0 => 0,
         _ if !member.exchanges() => u64::MAX,
         Level::High if member.wants_growth => member.lacking_bytes().saturating_add(part(above_high_bytes, waiting)),
+        Level::High if waiting > 0 => member.lacking_bytes().saturating_add(even(above_high_bytes) / BURST_PART),
         Level::High => member.lacking_bytes().saturating_add(even(above_high_bytes)),
         _ if member.wants_growth => member.lacking_bytes(),
         _ => member.lacking_bytes().saturating_add(even(left_bytes) / BURST_PART),

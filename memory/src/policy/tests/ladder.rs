@@ -71,6 +71,19 @@ fn high_takes_nothing_and_gives_balloons_back() {
 }
 
 #[test]
+fn what_is_above_the_high_line_is_for_those_that_wait() {
+    let mut members = [member(90, 90); 10];
+    // 40 MiB of 100 are.
+    assert_eq!(grow_to_mib(&orders(Level::High, &members)), [94; 10]);
+    members[3] = waiting(members[3]);
+    let told = orders(Level::High, &members);
+    assert_eq!(grow_to_mib(&told)[3], 130);
+    assert_eq!(told[4].grow_to_bytes, 90 * MIB + MIB / 2, "an eighth, to begin with");
+    members[4] = waiting(members[4]);
+    assert_eq!(grow_to_mib(&orders(Level::High, &members))[3..5], [110, 110]);
+}
+
+#[test]
 fn a_guest_under_its_grant_gets_its_balloon_back_at_any_level() {
     let squeezed = |free_mib: Option<u64>| Standing {
         ballooned_bytes: 300 * MIB,
