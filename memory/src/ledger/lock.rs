@@ -15,13 +15,14 @@ pub(super) const JOINING: Range<u64> = 0..1;
 /// Held by the leader.
 pub(super) const LEADING: Range<u64> = 1..2;
 
-/// Held by the member that room is made for before its guest begins. All such ranges overlap, so one holds one; how long it is
-/// tells whose.
+/// In all ranges of those that enter.
+const ENTERING: u64 = 2;
+
+/// Held by the member that room is made for before its guest begins. All such ranges overlap, so one is held at a time; how long
+/// it is tells whose it is.
 pub(super) fn entering_range(slot: u16) -> Range<u64> {
     ENTERING..ENTERING + 1 + u64::from(slot)
 }
-
-const ENTERING: u64 = 2;
 
 /// The slot of the member that others hold such a lock for.
 pub(super) fn entering_slot(file: &File) -> io::Result<Option<u16>> {

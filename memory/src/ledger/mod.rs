@@ -16,9 +16,10 @@
 //! who comes upon half a record reads again. Values are range checked; a record that stays damaged is ignored and
 //! counted until its owner writes it anew.
 //!
-//! Who is alive is told by open-file-description locks, which the kernel releases with their process: byte 0 is held
-//! while somebody joins, byte 1 by the leader, as many bytes from byte 2 on as tell its slot
-//! by the member that room is made for to begin with, and the bytes of its slot by each member. Observers only ask who holds what. Where nobody holds anything the pool is over, and the next member makes another in its place.
+//! Who is alive is told by open-file-description locks, which the kernel releases with their process: byte 0 is held while
+//! somebody joins, byte 1 by the leader, byte 2 by the member that room is made for to begin with (and as many behind it as
+//! its slot's number), and the bytes of its slot by each member. Observers only ask who holds what. Where nobody holds
+//! anything the pool is over, and the next member makes another in its place.
 //!
 //! A ledger that is deleted takes nobody with it: those who have it open go on with it, and who joins later makes another.
 //! [`Membership::check_place`] tells.

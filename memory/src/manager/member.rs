@@ -166,7 +166,7 @@ impl Member {
         mut on_wait: impl FnMut(&PoolView) -> bool,
     ) -> Result<(), ManagerError> {
         let (mut view, mut viewed) = (self.membership.members()?, Instant::now());
-        let (mut turn, mut declined_ns) = (Turn::default(), 0);
+        let mut turn = Turn::default();
         loop {
             let now = Instant::now();
             let is_promised = self.own_bytes.saturating_add(bytes) <= self.membership.identity().reservation_bytes;
@@ -184,15 +184,7 @@ impl Member {
                 self.lead(&view)?;
             }
             if let Some(standing) = self.membership.orders() {
-                let grow_to_bytes = standing.orders.grow_to_bytes;
-                let has_all = grow_to_bytes >= MAXIMUM_BYTES;
-                if !enters && !has_all {
-                    // Whose turn it is not leaves what it may take to the others; they may have it by the time its turn comes.
-                    declined_ns = standing.time_ns;
-                }
-                let is_taken = has_all || standing.time_ns > declined_ns;
-                let taken_bytes = if is_taken { grow_to_bytes } else { grow_to_bytes.min(report.own_bytes) };
-                self.in_force = (standing.time_ns, taken_bytes);
+                self.in_force = (standing.time_ns, turn.taken_bytes(&standing, enters, report.own_bytes));
             }
             if self.in_force.1 >= report.own_bytes.saturating_add(bytes) {
                 self.loading_bytes = None;

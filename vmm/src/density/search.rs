@@ -12,7 +12,7 @@ const NEAR_PRECISION: usize = 48;
 pub struct Search {
     first: usize,
     step: usize,
-    /// What is found is the largest to within this part of it; 0 for the very number.
+    /// What is found is the largest to within this part of it; `usize::MAX` for the very number.
     precision_part: usize,
     most: usize,
     passed: usize,
@@ -23,7 +23,7 @@ impl Search {
     /// From `first` on, at least 1, to at most `most`: as many again, twice as many again, and so on.
     pub fn new(first: usize, most: usize) -> Self {
         let first = first.clamp(1, most.max(1));
-        Self { first, step: first, precision_part: 0, most: most.max(1), passed: 0, failed: None }
+        Self { first, step: first, precision_part: usize::MAX, most: most.max(1), passed: 0, failed: None }
     }
 
     /// As [`new`](Self::new) where the number is believed to be near `first`; to within 2 % of what it is.
@@ -43,7 +43,7 @@ impl Search {
     }
 
     fn precision(&self) -> usize {
-        self.passed.checked_div(self.precision_part).unwrap_or(0).max(1)
+        (self.passed / self.precision_part).max(1)
     }
 
     /// Takes how `number` did.

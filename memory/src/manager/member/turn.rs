@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::ledger::{Entry, Membership, PoolView};
+use crate::ledger::{Entry, MAXIMUM_BYTES, Membership, PoolView, StandingOrders};
 
 /// How long one member keeps the others waiting without being given anything: one that can never have what it needs may not
 /// stop all.
@@ -20,6 +20,8 @@ pub(super) struct Turn {
     entry: Option<(Entry, Given)>,
     /// Until when it stands aside.
     aside: Option<Instant>,
+    /// When the last order was given that it has left to others.
+    declined_ns: u64,
 }
 
 /// The most it was given, and when.
@@ -48,19 +50,32 @@ impl Turn {
         }
         self.entry.is_some() || is_abandoned(membership, view)
     }
+
+    /// How far a member that `enters` or waits, and holds `own_bytes`, grows of what it may. Whose turn it is not leaves the rest
+    /// to the others, who may have it by the time its turn comes; of a pool at rest it takes all.
+    pub fn taken_bytes(&mut self, standing: &StandingOrders, enters: bool, own_bytes: u64) -> u64 {
+        let grow_to_bytes = standing.orders.grow_to_bytes;
+        if grow_to_bytes >= MAXIMUM_BYTES {
+            return grow_to_bytes;
+        }
+        if !enters {
+            self.declined_ns = standing.time_ns;
+        }
+        if standing.time_ns > self.declined_ns { grow_to_bytes } else { grow_to_bytes.min(own_bytes) }
+    }
 }
 
 /// Whether the turn is that of a member that is stopped: its lock is held as long as its process is there.
 fn is_abandoned(membership: &Membership, view: &PoolView) -> bool {
     let Some(slot) = membership.entering() else { return false };
-    let silence = view.members.iter().find(|member| member.id.slot == slot).map(|member| member.report_age_ms);
-    silence.is_some_and(|silence_ms| u128::from(silence_ms) >= SILENCE.as_millis())
+    let holder = view.members.iter().find(|member| member.id.slot == slot);
+    holder.is_some_and(|member| Duration::from_millis(member.report_age_ms) >= SILENCE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{JoinRequest, Ledger, Report, SettingsRequest, now_ns};
+    use crate::ledger::{JoinRequest, Ledger, Level, Orders, Report, SettingsRequest, now_ns};
 
     fn join(pool: &std::path::Path, name: &str) -> Membership {
         let request = JoinRequest {
@@ -118,5 +133,23 @@ mod tests {
         // It has gone on.
         publish(&one, now_ns());
         assert!(!come(&mut of_two, &two));
+    }
+
+    #[test]
+    fn what_was_left_to_others_is_not_taken_later() {
+        let told = |time_ns, grow_to_bytes| StandingOrders {
+            time_ns,
+            leader_pid: 1,
+            level: Level::High,
+            free_bytes: 0,
+            orders: Orders { grow_to_bytes, ..Orders::default() },
+        };
+        let mut turn = Turn::default();
+        assert_eq!(turn.taken_bytes(&told(1, 9), true, 2), 9);
+        assert_eq!(turn.taken_bytes(&told(2, 9), false, 2), 2);
+        assert_eq!(turn.taken_bytes(&told(2, 9), true, 2), 2);
+        assert_eq!(turn.taken_bytes(&told(3, 1), false, 2), 1);
+        assert_eq!(turn.taken_bytes(&told(4, 9), true, 2), 9);
+        assert_eq!(turn.taken_bytes(&told(5, MAXIMUM_BYTES), false, 2), MAXIMUM_BYTES);
     }
 }

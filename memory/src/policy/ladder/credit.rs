@@ -66,7 +66,7 @@ fn evenly(deal: &mut Deal, parts: u64, rooms: &dyn Fn(&Deal) -> Vec<u64>) {
 }
 
 /// The most each may be dealt: where memory is short, members that can exchange pages grow to their grants and not beyond. Where
-/// it is not, what is above the high line is for those that wait, and otherwise for all.
+/// it is not, what is above the high line is for those that wait, but for bursts of others; for all where nobody waits.
 fn bounds(pool: &Pool, level: Level, members: &[Standing], left_bytes: u64) -> Vec<u64> {
     let part = |bytes: u64, count: usize| bytes / count.max(1) as u64;
     let even = |bytes: u64| part(bytes, members.len());
