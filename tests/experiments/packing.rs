@@ -19,7 +19,7 @@ use cistern_tests::samples::private_bytes;
 use serde_json::Value;
 
 use crate::confines::Confines;
-use crate::mix::{self, MEMORY_MIB, Mix};
+use crate::mix::{self, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::{Plan, Selection};
 use crate::way::{NotHere, Setting, Way};
@@ -39,10 +39,14 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// touches memory thirty times: two of those may be late.
 const TIMES: [&str; 4] = ["--warmup", "150", "--secs", "60"];
 
+/// The best of Linux's ways came to such a part of ours.
+const LINUX_NEAR: (u64, u64) = (3, 4);
+
 /// How often the best are measured: the median counts.
 const TURNS: usize = 3;
 
-/// Of Linux's ways those that the other mixes are measured beside: what is used most, and what packs the usual mix best.
+/// Of Linux's ways those that the other mixes are measured beside, unless others are asked for: what is used most, and what packs
+/// the usual mix best.
 const USED_MOST: [&str; 2] = ["zram", "zswap-20-lzo+ksm"];
 
 /// Of the usual mix ours is to pack so many times as many guests as the best other way.
@@ -86,7 +90,7 @@ pub fn run(plan: &Plan) -> Report {
     if !plan.is_short {
         bench.compare(measured);
     }
-    let fit = format!("{} guests, by their size", BUDGET_MIB / MEMORY_MIB);
+    let fit = format!("{} guests, by their size", BUDGET_MIB / mix::USUAL.memory_mib);
     bench.report.row("no overcommit", NOT_PUBLISHED, fit);
     bench.report.row("UKSM", NOT_PUBLISHED, "absent: a patch that follows Linux at a distance");
     bench.report.row("zcache", NOT_PUBLISHED, "absent: taken out of Linux 3.11 in favour of zswap");
@@ -96,8 +100,13 @@ pub fn run(plan: &Plan) -> Report {
 /// Other mixes of guests: ours beside what is used most.
 pub fn run_mixes(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
-    let (others, ways) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
-    let linux = USED_MOST[..ways].iter().map(|name| Way::Linux(name.parse().expect("it is one of the grid")));
+    let (others, used_most) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
+    let linux = if plan.ways.is_everything() {
+        USED_MOST[..used_most].iter().map(|name| name.parse().expect("it is one of the grid")).collect()
+    } else {
+        bench.grid()
+    };
+    let linux = linux.into_iter().map(Way::Linux);
     let ways = bench.settings().iter().copied().map(Way::Ours).chain(linux).collect();
     let ways = bench.wanted(ways);
     let mixes = &mix::OTHERS[..others];
@@ -125,8 +134,8 @@ struct Bench<'a> {
     plan: &'a Plan,
     report: Report,
     chart: Chart,
-    /// What the last way came to, of which mix: the next is looked for around it.
-    last: Option<(&'static str, u64)>,
+    /// What the last way came to, of which mix, and whether it was ours: the next such is looked for around it.
+    last: Option<(&'static str, bool, u64)>,
 }
 
 impl<'a> Bench<'a> {
@@ -197,13 +206,15 @@ impl<'a> Bench<'a> {
         if mix.name != mix::USUAL.name {
             name = format!("{}: {name}", mix.name);
         }
-        let near = self.last.filter(|(of, _)| *of == mix.name).map_or(mix.near, |(_, guests)| guests);
+        let last = self.last.filter(|(of, is_ours, _)| (*of, *is_ours) == (mix.name, way.is_ours()));
+        let near =
+            last.map_or(if way.is_ours() { mix.near } else { mix.near * LINUX_NEAR.0 / LINUX_NEAR.1 }, |last| last.2);
         match pack(self.plan, mix, way, near) {
             Ok(mut packed) => {
-                self.last = Some((mix.name, packed.guests));
+                self.last = Some((mix.name, way.is_ours(), packed.guests));
                 // The table comes hours later.
                 eprintln!("{name}: {} guests ({})", packed.guests, packed.tried);
-                self.show(&name, &packed);
+                self.show(mix, &name, &packed);
                 self.chart.line(&name, std::mem::take(&mut packed.course));
                 Some(packed)
             }
@@ -219,7 +230,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn show(&mut self, name: &str, packed: &Packed) {
+    fn show(&mut self, mix: &Mix, name: &str, packed: &Packed) {
         let Packed { way, guests, guests_ok, bad_pages, verified_pages, work, peak_bytes, spent, .. } = packed;
         let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
         let mut found =
@@ -244,7 +255,7 @@ impl<'a> Bench<'a> {
         let looked_at =
             if self.plan.is_short { format!("{verified_pages} verified") } else { "all touched".to_owned() };
         let is_whole =
-            *bad_pages == 0 && (!self.plan.is_short || *verified_pages == guests * mix::filled_pages(self.plan));
+            *bad_pages == 0 && (!self.plan.is_short || *verified_pages == guests * mix.filled_pages(self.plan));
         self.report.claim(
             format!("{name}: no page is bad"),
             is_whole && (paged_out_bytes > 0 || !way.swaps()),
@@ -305,7 +316,7 @@ fn pack(plan: &Plan, mix: &Mix, way: Way, near: u64) -> Result<Packed> {
     let (budget_bytes, folder) = (budget_bytes(plan), folder_on_disk());
     let mut confines = Confines::prepare(plan.reach(), way, budget_bytes, folder.path()).context(NotHere)?;
     let mut command = Command::new(binary());
-    command.args(["density", "--json", "--memory", &plan.size(MEMORY_MIB)]);
+    command.args(["density", "--json", "--memory", &plan.size(mix.memory_mib)]);
     command.args(["--budget", &confines.pool_bytes().to_string()]);
     command.args(["--guests", &if plan.is_short { FEW.to_string() } else { format!("max:{near}") }]);
     command.args(flags(way, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
@@ -363,7 +374,8 @@ fn packed(
 fn tried(trial: &Value) -> String {
     let worst = worst_goodput_percent(trial).map_or("unknown".to_owned(), |percent| format!("{percent:.0} %"));
     let stolen_percent = trial["cpu"]["stolen_percent"].as_f64().unwrap_or_default();
-    format!("{}: {worst}, {stolen_percent:.0} % of a CPU stolen", trial["guests"])
+    let attempts = if trial["attempts"] == 1 { "" } else { ", the second time" };
+    format!("{}: {worst}, {stolen_percent:.0} % of a CPU stolen{attempts}", trial["guests"])
 }
 
 /// Of all guests of a report, or of one of its trials.

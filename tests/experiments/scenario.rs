@@ -54,9 +54,14 @@ impl Selection {
         Self(names)
     }
 
+    /// Whether nothing was left out.
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether one is wanted.
     pub fn has(&self, name: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|wanted| wanted == name)
+        self.is_everything() || self.0.iter().any(|wanted| wanted == name)
     }
 
     /// Those that are wanted and not there.

@@ -26,6 +26,9 @@ use super::verdict::{Goodput, Verdict, peaks};
 const JSON_FILE: &str = "report.json";
 const HTML_FILE: &str = "report.html";
 
+/// Where so much is stolen of a CPU while guests are measured, it may be what made them late.
+const DISTURBED_PERCENT: f64 = 5.0;
+
 /// One number of guests that was tried.
 #[derive(Debug, Clone, Serialize)]
 pub struct Trial {
@@ -47,6 +50,8 @@ pub struct Trial {
     pub away_bytes: u64,
     /// CPU time used while they were measured.
     pub cpu: CpuUse,
+    /// How often it was tried; all else is of the last time.
+    pub attempts: u32,
 }
 
 impl Trial {
@@ -62,7 +67,15 @@ impl Trial {
             peak_host_bytes: verdict.peak_host_bytes,
             away_bytes: verdict.bytes.away(),
             cpu: verdict.cpu,
+            attempts: 1,
         }
+    }
+
+    /// Whether it has failed, by nothing but late guests, while whoever runs this host kept CPU time from it: that tells
+    /// nothing of so many guests.
+    pub fn is_disturbed(&self) -> bool {
+        let is_late_alone = !self.has_passed && self.bad_pages == 0 && self.guests_ok == self.guests;
+        is_late_alone && self.cpu.stolen_percent >= DISTURBED_PERCENT
     }
 
     /// Why it has not passed; `None` where it has.
@@ -342,6 +355,18 @@ pub mod tests {
     #[test]
     fn a_date_is_one() {
         assert_eq!([0, 1_796_000_000].map(date), ["1970-01-01 00:00 UTC", "2026-11-30 00:53 UTC"]);
+    }
+
+    #[test]
+    fn a_trial_is_disturbed_where_guests_were_late_and_the_cpu_was_stolen() {
+        let passed = report().trials.remove(0);
+        let with = |stolen_percent: f64| Trial { cpu: CpuUse { stolen_percent, ..passed.cpu }, ..passed.clone() };
+        let late = |stolen_percent| Trial { has_passed: false, guests_ok: passed.guests, ..with(stolen_percent) };
+        assert!(late(5.0).is_disturbed());
+        assert!(!late(4.9).is_disturbed());
+        assert!(!with(80.0).is_disturbed(), "it has passed");
+        assert!(!Trial { bad_pages: 1, ..late(80.0) }.is_disturbed(), "a bad page is one");
+        assert!(!Trial { guests_ok: 1, ..late(80.0) }.is_disturbed(), "a guest has failed");
     }
 
     #[test]
