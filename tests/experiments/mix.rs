@@ -15,7 +15,8 @@ pub struct Mix {
     idle_of_ten: u64,
     /// What pages hold, in percent.
     kinds: &'static str,
-    /// How many guests are looked around first with ours, at scale 1 and at any, as the budget grows alike: what fits came near to it before.
+    /// How many guests are looked around first with ours, as what fits came near to it before. It is the same at any scale: the
+    /// budget grows alike.
     pub near: u64,
 }
 
@@ -52,8 +53,8 @@ impl Mix {
             let idle = format!("{fill};idle:3,touch=1M,every=1;verify");
             (idle, format!("{fill};walk:{half},secs=2,write=20;verify"))
         } else {
-            // Few lines: an exit a byte, they would take most of its CPU time.
             let idle = format!("{fill};repeat:forever,(idle:3600,touch=1M,every=2)");
+            // Few lines: an exit a byte, they would take most of its CPU time.
             (idle, format!("{fill};repeat:forever,(walk:{half},touches=10000,write=20;idle:1)"))
         };
         let probes = [(self.idle_of_ten, idle), (10 - self.idle_of_ten, active)];
