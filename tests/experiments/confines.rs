@@ -43,6 +43,9 @@ impl Confines {
         let baseline = way.of_linux().unwrap_or(HOST_OF_OURS);
         let mut host = Host::prepare(baseline, budget_bytes, SWAP_BUDGETS * budget_bytes, folder)?;
         let cgroup = matches!(reach, Reach::Guests(_)).then(|| host.cgroup()).transpose()?;
+        if cgroup.is_none() {
+            host.expect_slow_for_everybody()?;
+        }
         let host = Arc::new(host);
         let limited = cgroup.clone().map(|cgroup| {
             // Our leader drives ksmd by itself.

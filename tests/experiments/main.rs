@@ -1,7 +1,7 @@
 //! Experiments of the literature as named scenarios, each of which prints the published figures beside ours.
 //!
 //! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES] [--mixes NAMES]
-//! [--out DIR]`;
+//! [--guests N] [--out DIR]`;
 //! without a name, what there is; `all` are all of them. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
 
 mod active_tracking;
@@ -34,11 +34,15 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use cistern_memory::ledger::MAXIMUM_MEMBERS;
 use cistern_tests::cpu_time::load;
 use cistern_tests::process::target_folder;
 use clap::Parser;
 
 use crate::scenario::{Plan, SCENARIOS, Scenario, Selection};
+
+/// As many as a pool has room for.
+const MOST_GUESTS: u64 = MAXIMUM_MEMBERS as u64;
 
 /// In place of a name: one after the other.
 const ALL: &str = "all";
@@ -60,6 +64,9 @@ struct Arguments {
     /// Of packing-mixes only these mixes.
     #[arg(long, value_delimiter = ',')]
     mixes: Vec<String>,
+    /// Of packing and packing-mixes so many guests under each way, instead of as many as keep their goodput: minutes a way.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_GUESTS))]
+    guests: Option<u64>,
     /// Where drawings go; cargo's target folder unless you say otherwise.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -81,8 +88,10 @@ fn main() -> ExitCode {
         eprintln!("experiments: {}: {error}", out.display());
         return ExitCode::from(2);
     }
-    let (ways, mixes) = (Selection::of(arguments.ways), Selection::of(arguments.mixes));
-    let (plan, mut holds) = (Plan::new(arguments.short, arguments.scale, ways, mixes, out), true);
+    let mut plan = Plan::new(arguments.short, out);
+    (plan.scale, plan.guests) = (arguments.scale, arguments.guests);
+    (plan.ways, plan.mixes) = (Selection::of(arguments.ways), Selection::of(arguments.mixes));
+    let mut holds = true;
     for scenario in wanted {
         println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
         // Whoever waits in vain for something panics, which has said what: the others are told all the same.

@@ -59,19 +59,35 @@ struct Packed {
     guests_ok: u64,
     bad_pages: u64,
     verified_pages: u64,
-    /// Of the guest that keeps least; `None` where they end by themselves.
-    worst_goodput_percent: Option<f64>,
+    /// Of the guest that keeps least, and the median; `None` where they end by themselves.
+    goodput: Option<Goodput>,
     /// By the account of who keeps them within the budget; `None` where that is our own manager alone.
     work: Option<Work>,
     /// CPU time of whoever reclaims from outside.
     reclaim_cpu_percent: f64,
     peak_bytes: u64,
+    /// CPU time that the machine below kept from them while they were measured.
+    stolen_percent: f64,
     /// What memory and CPU time went into, in words; `None` where no manager says it.
     spent: Option<String>,
     /// What each number that was tried came to, in words.
     tried: String,
     /// What was taken, in MiB, over time, in seconds.
     course: Vec<(f64, f64)>,
+}
+
+/// What guests get done, in percent of what they do alone.
+struct Goodput {
+    worst_percent: f64,
+    median_percent: f64,
+}
+
+impl Goodput {
+    /// Of all guests of a report, or of one of its trials.
+    fn of(found: &Value) -> Option<Self> {
+        let percent = |name: &str| found["goodput"][name].as_f64();
+        Some(Self { worst_percent: percent("worst_percent")?, median_percent: percent("median_percent")? })
+    }
 }
 
 /// All ways, each once; the best of Linux's and the best of ours as often as it takes for a median.
@@ -84,7 +100,7 @@ pub fn run(plan: &Plan) -> Report {
     for way in bench.apart(wanted) {
         measured.extend(bench.measure(&mix::USUAL, way).map(|packed| (way, vec![packed.guests])));
     }
-    if !plan.is_short {
+    if plan.looks_for_most() {
         bench.compare(measured);
     }
     let fit = format!("{} guests, by their size", BUDGET_MIB / mix::USUAL.memory_mib);
@@ -115,7 +131,9 @@ pub fn run_mixes(plan: &Plan) -> Report {
         let best = |is_ours: bool| {
             packed.iter().filter(|packed| packed.way.is_ours() == is_ours).max_by_key(|packed| packed.guests)
         };
-        let (Some(ours), Some(theirs), false) = (best(true), best(false), plan.is_short) else { continue };
+        let (Some(ours), Some(theirs), true) = (best(true), best(false), plan.looks_for_most()) else {
+            continue;
+        };
         let ratio = ours.guests as f64 / theirs.guests.max(1) as f64;
         let behind = match ours.spent.as_ref().filter(|_| ratio < BEHIND) {
             Some(spent) => format!(": behind, and this is what it took: {spent}"),
@@ -240,8 +258,11 @@ impl<'a> Bench<'a> {
         let Work { paged_out_bytes, limit_hits, killed, .. } = work.unwrap_or_default();
         let mut found =
             format!("{guests} guests, at most {} MiB of {}", peak_bytes / MIB, budget_bytes(self.plan) / MIB);
-        if let Some(percent) = packed.worst_goodput_percent {
-            found += &format!(", worst goodput {percent:.0} %");
+        if let Some(Goodput { worst_percent, median_percent }) = packed.goodput {
+            found += &format!(
+                ", worst goodput {worst_percent:.0} %, median {median_percent:.0} %, {:.0} % of a CPU stolen",
+                packed.stolen_percent
+            );
         }
         if let Some(spent) = spent.as_ref().filter(|_| !self.plan.is_short) {
             found += &format!(", {spent}");
@@ -263,10 +284,10 @@ impl<'a> Bench<'a> {
             *bad_pages == 0 && (!self.plan.is_short || *verified_pages == guests * mix.filled_pages(self.plan));
         self.report.claim(
             format!("{name}: no page is bad"),
-            is_whole && (paged_out_bytes > 0 || !way.swaps()),
+            is_whole && (paged_out_bytes > 0 || !way.swaps() || self.plan.guests.is_some()),
             format!("{bad_pages} of {looked_at}"),
         );
-        // Whoever looks for the most that fit starts too many.
+        // Whoever looks for the most that fit starts too many, and who is told how many may.
         if self.plan.is_short || way.is_ours() {
             self.report.claim(
                 format!("{name}: all guests end well"),
@@ -316,14 +337,23 @@ fn budget_bytes(plan: &Plan) -> u64 {
     (if plan.is_short { FEW_BUDGET_MIB } else { BUDGET_MIB }) * plan.scale * MIB
 }
 
-/// As many guests as keep their goodput, which may be `near` so many, or few that fill more than there is.
+/// How many `cistern density` is to start, or to look for near a number.
+fn guests(plan: &Plan, near: u64) -> String {
+    match plan.guests {
+        Some(guests) => guests.to_string(),
+        None if plan.is_short => FEW.to_string(),
+        None => format!("max:{near}"),
+    }
+}
+
+/// As many guests as keep their goodput, which may be `near` so many, or those that are asked for.
 fn pack(plan: &Plan, mix: &Mix, way: Way, near: u64) -> Result<Packed> {
     let (budget_bytes, folder) = (budget_bytes(plan), folder_on_disk());
     let mut confines = Confines::prepare(plan.reach(), way, budget_bytes, folder.path()).context(NotHere)?;
     let mut command = Command::new(binary());
     command.args(["density", "--json", "--memory", &plan.size(mix.memory_mib)]);
     command.args(["--budget", &confines.pool_bytes().to_string()]);
-    command.args(["--guests", &if plan.is_short { FEW.to_string() } else { format!("max:{near}") }]);
+    command.args(["--guests", &guests(plan, near)]);
     command.args(flags(way, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
     confines.enter(&mut command)?;
@@ -365,8 +395,9 @@ fn packed(
         // Of those numbers too that were too many.
         bad_pages: found["trials"].as_array()?.iter().map(|trial| trial["bad_pages"].as_u64()).sum::<Option<_>>()?,
         verified_pages: number("verified_pages")?,
-        worst_goodput_percent: worst_goodput_percent(found),
+        goodput: Goodput::of(found),
         peak_bytes: work.map_or(number("peak_host_bytes")?, |work| work.peak_bytes),
+        stolen_percent: stolen_percent(found),
         work,
         reclaim_cpu_percent,
         spent: if way.is_ours() { spent(found) } else { None },
@@ -377,15 +408,15 @@ fn packed(
 
 /// A number that was tried, the worst goodput of its guests, and what the machine below kept from them.
 fn tried(trial: &Value) -> String {
-    let worst = worst_goodput_percent(trial).map_or("unknown".to_owned(), |percent| format!("{percent:.0} %"));
-    let stolen_percent = trial["cpu"]["stolen_percent"].as_f64().unwrap_or_default();
+    let worst = Goodput::of(trial).map_or("unknown".to_owned(), |goodput| format!("{:.0} %", goodput.worst_percent));
+    let stolen_percent = stolen_percent(trial);
     let attempts = if trial["attempts"] == 1 { "" } else { ", the second time" };
     format!("{}: {worst}, {stolen_percent:.0} % of a CPU stolen{attempts}", trial["guests"])
 }
 
-/// Of all guests of a report, or of one of its trials.
-fn worst_goodput_percent(of: &Value) -> Option<f64> {
-    of["goodput"]["worst_percent"].as_f64()
+/// Of a report, or of one of its trials.
+fn stolen_percent(of: &Value) -> f64 {
+    of["cpu"]["stolen_percent"].as_f64().unwrap_or_default()
 }
 
 /// What all of them took last, and which time it cost while they were measured.

@@ -22,21 +22,30 @@ pub struct Plan {
     pub ways: Selection,
     /// The mixes of guests they are compared with.
     pub mixes: Selection,
+    /// So many guests are packed under each way, instead of as many as keep their goodput.
+    pub guests: Option<u64>,
     /// Where drawings go.
     pub out: PathBuf,
     reach: OnceLock<Reach>,
 }
 
 impl Plan {
-    /// As the command line has it.
-    pub fn new(is_short: bool, scale: u64, ways: Selection, mixes: Selection, out: PathBuf) -> Self {
-        Self { is_short, scale, ways, mixes, out, reach: OnceLock::new() }
+    /// Everything, as it is by itself.
+    pub fn new(is_short: bool, out: PathBuf) -> Self {
+        let everything = || Selection::of(Vec::new());
+        let (ways, mixes) = (everything(), everything());
+        Self { is_short, scale: 1, ways, mixes, guests: None, out, reach: OnceLock::new() }
     }
 
     /// Whether a cgroup's limit reaches guests on this host: tried once, and not at all by those who do not ask.
     pub fn reach(&self) -> &Reach {
         let find = || Reach::find(folder_on_disk().path());
         self.reach.get_or_init(|| find().unwrap_or_else(|error| Reach::Nothing(format!("{error:#}"))))
+    }
+
+    /// Whether as many guests as keep their goodput are looked for, where guests are packed.
+    pub const fn looks_for_most(&self) -> bool {
+        !self.is_short && self.guests.is_none()
     }
 
     /// A size as flags and programs spell it.

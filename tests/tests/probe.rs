@@ -265,6 +265,19 @@ fn the_balloon_takes_freed_pages_first_and_never_filled_ones() {
 }
 
 #[test]
+fn a_slow_balloon_gives_so_much_a_step() {
+    let guest = Guest::start("fill:4M;balloon:256K;repeat:100000,(idle:0.01)", Size::mebibytes(64), 0);
+    guest.wait_for_phases("idle", 1);
+    guest.balloon.set_target_bytes(4 * MIB);
+    guest.wait_until("4 MiB in", || guest.balloon.inflated_bytes() == 4 * MIB);
+    let reports = guest.finish();
+    let inflated = phases(&reports, "balloon").into_iter().map(|line| line["inflated_pages"].as_u64());
+    let inflated: Vec<_> = inflated.map(|pages| pages.expect("a number")).collect();
+    let allowed = (1..).map(|steps| 64 * steps);
+    assert!(inflated.iter().zip(allowed).all(|(&pages, allowed)| pages <= allowed), "{inflated:?}");
+}
+
+#[test]
 fn a_fill_takes_back_from_the_balloon_what_it_needs() {
     // The target was there before the guest was.
     let program = "fill:16M,random=100;idle:1;fill:64M,text=100;verify;repeat:100000,(idle:0.1;verify)";

@@ -80,6 +80,8 @@ pub struct Balloon {
     flight: Option<Flight>,
     /// While pages are taken back or reported, no new request of the host's is begun.
     paused: bool,
+    /// What it gives until it is told anew; `None` if it gives as fast as it can.
+    allowance_pages: Option<u32>,
     target_pages: u32,
     inflated_pages: u32,
     reported_pages: u64,
@@ -118,6 +120,7 @@ impl Balloon {
             ram_bytes,
             flight: None,
             paused: false,
+            allowance_pages: None,
             target_pages: 0,
             inflated_pages: 0,
             reported_pages: 0,
@@ -148,6 +151,12 @@ impl Balloon {
     /// Pages reported as free so far.
     pub const fn reported_pages(&self) -> u64 {
         self.reported_pages
+    }
+
+    /// Gives at most so many pages until this is called again.
+    pub fn allow(&mut self, pages: u32, holdings: &mut Holdings, pool: &Pool) {
+        self.allowance_pages = Some(pages);
+        self.proceed(holdings, pool);
     }
 
     /// Answers an interrupt.
@@ -182,8 +191,10 @@ impl Balloon {
 
     fn begin_next(&mut self, holdings: &mut Holdings, pool: &Pool) {
         if self.inflated_pages < self.target_pages {
-            let limit = BATCH.min(self.target_pages - self.inflated_pages);
-            let Some(pages) = holdings.for_balloon(limit) else { return };
+            let allowed = self.allowance_pages.unwrap_or(BATCH);
+            let limit = BATCH.min(self.target_pages - self.inflated_pages).min(allowed);
+            let Some(pages) = holdings.for_balloon(limit).filter(|pages| pages.count > 0) else { return };
+            self.allowance_pages = self.allowance_pages.map(|left| left - pages.count);
             holdings.set(pages, Holding::Ballooned);
             self.flight = Some(Flight::Inflate(pages));
             self.inflate.request(&[page_numbers(pages, pool)]);

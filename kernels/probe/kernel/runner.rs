@@ -34,12 +34,20 @@ const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
 struct Background {
     holdings: Holdings,
     balloon: Option<Balloon>,
+    /// The most that a slow balloon gives during a step.
+    pages_a_step: Option<u32>,
 }
 
 impl Background {
     fn serve(&mut self, world: &World) {
         if let Some(balloon) = &mut self.balloon {
             balloon.serve(&mut self.holdings, &world.pool);
+        }
+    }
+
+    fn begin_step(&mut self, world: &World) {
+        if let (Some(balloon), Some(pages)) = (&mut self.balloon, self.pages_a_step) {
+            balloon.allow(pages, &mut self.holdings, &world.pool);
         }
     }
 
@@ -65,7 +73,7 @@ pub struct Runner {
 impl Runner {
     /// Nothing filled, the balloon begins.
     pub fn new(world: World, processors: Processors, balloon: Option<Balloon>) -> Self {
-        let mut background = Background { holdings: Holdings::new(world.pool.pages()), balloon };
+        let mut background = Background { holdings: Holdings::new(world.pool.pages()), balloon, pages_a_step: None };
         if let Some(balloon) = &mut background.balloon {
             balloon.begin(&mut background.holdings, &world.pool);
         }
@@ -76,6 +84,7 @@ impl Runner {
     pub fn run(&mut self, program: &Program) -> ! {
         let mut cursor = Cursor::default();
         while let Some(step) = cursor.next(program, cpu::take_byte) {
+            self.background.begin_step(&self.world);
             match step {
                 Step::Fill { pages, recipe, seed } => self.fill(pages, recipe, seed),
                 Step::Verify => self.verify(),
@@ -97,6 +106,7 @@ impl Runner {
                     self.idle(milliseconds, touch_pages, every_milliseconds);
                 }
                 Step::Free { pages, silent } => self.free(pages, silent),
+                Step::Balloon { pages } => self.background.pages_a_step = Some(pages),
                 Step::Damage { spoil, page } => self.damage(spoil, page),
                 Step::Exit { code } => self.exit(code),
                 // The cursor resolves these.

@@ -8,6 +8,7 @@
 //!                           | ",dist=" ("uniform" | "zipf" | "sequential") }
 //!         | "idle:" SECONDS [ ",touch=" SIZE [ ",every=" SECONDS ] ]
 //!         | "free:" SIZE [ ",silent" ]
+//!         | "balloon:" SIZE
 //!         | "damage:" ("stale" | "foreign" | "flip") [ ",page=" NUMBER ]
 //!         | "repeat:" ( NUMBER | "forever" | "told" ) ",(" program ")"
 //!         | "exit" [ ":" NUMBER ]
@@ -16,8 +17,9 @@
 //! are not given is random. With `churn` pages are of all kinds in turn: every write makes its page anew, of the next kind,
 //! and first compares all of it with what it must be; duplicates are shared inside the guest. A walk ends after its
 //! seconds, one unless it says otherwise, or after so many touches of all processors together. `repeat:told` goes on until a
-//! byte has come on the serial port, which is looked at after each round; a byte ends one loop. `damage` spoils a filled page,
-//! so that a test can see `verify` report it. `exit:N` writes N to port 0xf4 before the reset.
+//! byte has come on the serial port, which is looked at after each round; a byte ends one loop. After `balloon` the balloon is
+//! slow: it gives at most SIZE during each step. `damage` spoils a filled page, so that a test can see `verify` report it.
+//! `exit:N` writes N to port 0xf4 before the reset.
 
 use core::fmt;
 
@@ -102,6 +104,11 @@ pub enum Step {
         pages: u32,
         /// Without telling the host.
         silent: bool,
+    },
+    /// Have a slow balloon from here on.
+    Balloon {
+        /// The most it gives during a step.
+        pages: u32,
     },
     /// Spoil a page, so that a verify has something to find.
     Damage {
@@ -193,6 +200,7 @@ impl Program {
             "walk" => walk(size(needed?)?, options)?,
             "idle" => idle(milliseconds(needed?)?, options)?,
             "free" => free(size(needed?)?, options)?,
+            "balloon" => no_options(options, Step::Balloon { pages: size(needed?)? })?,
             "damage" => damage(needed?, options)?,
             "exit" => {
                 let code = argument.map(|code| number(code, 255).map(|code| code as u8)).transpose()?;
@@ -323,7 +331,7 @@ mod tests {
     fn the_whole_grammar_is_understood() {
         let text = "fill:64M,zero=20,dup=20,text=40,random=20,seed=7; verify;walk:32M,secs=5,dist=zipf,write=30;\
                     idle:2; idle:0.25,touch=4K,every=1.5;free:1G,silent;free:1;repeat:3,(verify;repeat:told,(idle:1));\
-                    damage:flip,page=3;fill:4K,churn,seed=2;walk:4K,touches=9,write=100;walk:4K;exit:7";
+                    balloon:256K;damage:flip,page=3;fill:4K,churn,seed=2;walk:4K,touches=9,write=100;walk:4K;exit:7";
         let kinds = KindMix { zero: 20, dup: 20, text: 40, random: 20 };
         let walk = |pages, span, distribution, write_percent| Step::Walk { pages, span, distribution, write_percent };
         let idle = |milliseconds, touch_pages, every_milliseconds| Step::Idle {
@@ -345,6 +353,7 @@ mod tests {
             idle(1_000, 0, 1_000),
             Step::End,
             Step::End,
+            Step::Balloon { pages: 64 },
             Step::Damage { spoil: Spoil::Flip, page: 3 },
             Step::Fill { pages: 1, recipe: Recipe::Churn, seed: 2 },
             walk(1, Span::Touches(9), Distribution::Uniform, 100),
@@ -417,6 +426,9 @@ mod tests {
             ("repeat:0,(verify)", "repeat:0,(verify)", "repeat needs at least one round"),
             ("repeat:2,(verify", "repeat:2,(verify", "repeat needs a program in parentheses"),
             ("repeat:2,(dance)", "dance", "unknown step"),
+            ("balloon", "balloon", "a value is missing after the colon"),
+            ("balloon:0", "0", "not a size (bytes, or a number and K, M or G)"),
+            ("balloon:1M,every=1", "every=1", "unknown option"),
             ("exit:256", "256", "not a number in range"),
             ("dance", "dance", "unknown step"),
         ] {

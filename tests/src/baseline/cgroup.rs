@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::keeper::Keeper;
 use super::shell::quoted;
+use super::throttle::Device;
 
 /// Of version 2: the controllers of the cgroups below.
 const HANDED_DOWN: &str = "cgroup.subtree_control";
@@ -64,15 +65,23 @@ impl Cgroup {
     /// No memory controller is mounted; no cgroup may be made there.
     pub(super) fn make(keeper: &mut Keeper) -> Result<Self> {
         let (version, parent) = parent()?;
-        if !is_handed_down(version, &parent)? {
-            let file = parent.join(HANDED_DOWN);
-            keeper.will(&format!("echo -memory > {}", quoted(&file)?))?;
-            fs::write(&file, "+memory").with_context(|| format!("{}: +memory", file.display()))?;
+        if version == Version::V2 {
+            hand_down("memory", &parent, keeper)?;
         }
         let folder = parent.join(format!("cistern-tests-{}", std::process::id()));
         keeper.will(&removal(&folder)?)?;
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         Ok(Self { version, folder })
+    }
+
+    /// Makes a disk slow for who is in it.
+    ///
+    /// # Errors
+    /// It is not of version 2; the kernel does not take it.
+    pub(super) fn slow_down(&self, device: Device, keeper: &mut Keeper) -> Result<()> {
+        ensure!(self.version == Version::V2, "memory and disks of one cgroup are a matter of version 2");
+        hand_down("io", self.folder.parent().context("it was made in a folder")?, keeper)?;
+        device.slow_for(&self.folder, keeper)
     }
 
     /// Of which kind it is.
@@ -154,9 +163,25 @@ pub fn parent() -> Result<(Version, PathBuf)> {
 /// # Errors
 /// The folder is no cgroup.
 pub fn is_handed_down(version: Version, parent: &Path) -> Result<bool> {
+    Ok(version == Version::V1 || hands_down(parent, "memory")?)
+}
+
+/// Of version 2: whether cgroups below this one have a controller.
+fn hands_down(parent: &Path, controller: &str) -> Result<bool> {
     let file = parent.join(HANDED_DOWN);
-    let names = || fs::read_to_string(&file).with_context(|| file.display().to_string());
-    Ok(version == Version::V1 || has_word(&names()?, "memory"))
+    let names = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    Ok(has_word(&names, controller))
+}
+
+/// Of version 2: has cgroups below this one have a controller, until the host is put back.
+fn hand_down(controller: &str, parent: &Path, keeper: &mut Keeper) -> Result<()> {
+    if hands_down(parent, controller)? {
+        return Ok(());
+    }
+    ensure!(has(parent, controller), "{}: its cgroups have no {controller} controller", parent.display());
+    let file = parent.join(HANDED_DOWN);
+    keeper.will(&format!("echo -{controller} > {}", quoted(&file)?))?;
+    fs::write(&file, format!("+{controller}")).with_context(|| format!("{}: +{controller}", file.display()))
 }
 
 /// Has a command run in the cgroup at `folder`, with everything that it starts.
@@ -215,8 +240,12 @@ fn places(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
 }
 
 fn has_memory((version, folder): &(Version, PathBuf)) -> bool {
-    *version == Version::V1
-        || fs::read_to_string(folder.join("cgroup.controllers")).is_ok_and(|names| has_word(&names, "memory"))
+    *version == Version::V1 || has(folder, "memory")
+}
+
+/// Of version 2: whether a cgroup has a controller that it could hand down.
+fn has(folder: &Path, controller: &str) -> bool {
+    fs::read_to_string(folder.join("cgroup.controllers")).is_ok_and(|names| has_word(&names, controller))
 }
 
 /// Kills whoever is left in it, and removes it: what takes more than a minute fails.

@@ -5,8 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use cistern_memory::sharing::ksm::KsmHost;
@@ -16,7 +15,8 @@ use super::cgroup::Cgroup;
 use super::keeper::Keeper;
 use super::ksmtuned::Setting;
 use super::shell::{output, quoted, run, text, write};
-use super::{Baseline, Compressor, SLOW_OPERATIONS_PER_SECOND, Swap};
+use super::throttle::Device;
+use super::{Baseline, Compressor, Swap};
 use crate::ksm::Ksm;
 
 const ZSWAP: &str = "/sys/module/zswap/parameters";
@@ -50,6 +50,8 @@ impl ZswapMost {
 #[derive(Debug)]
 pub struct Host {
     zram: Option<String>,
+    /// A disk that is to be slow and is so for a cgroup alone.
+    slow_for_cgroup: Option<Device>,
     // Undone first, then others may drive KSM.
     keeper: Keeper,
     _ksm: Option<Ksm>,
@@ -69,7 +71,7 @@ impl Host {
         turn.lock().context("the host's swap")?;
         let ksm = baseline.merges.then(Ksm::hold);
         let keeper = Keeper::start()?;
-        let mut host = Self { zram: None, keeper, _ksm: ksm, _turn: turn };
+        let mut host = Self { zram: None, slow_for_cgroup: None, keeper, _ksm: ksm, _turn: turn };
         host.set_up(baseline, budget_bytes, swap_bytes, folder).with_context(|| format!("baseline {baseline}"))?;
         Ok(host)
     }
@@ -101,12 +103,29 @@ impl Host {
         Ok(())
     }
 
-    /// Makes a memory cgroup for the guests. Before the host is put back whoever is still in it is killed.
+    /// Makes a memory cgroup for the guests, for which a slow disk is slow. Before the host is put back whoever is still in it is
+    /// killed.
     ///
     /// # Errors
-    /// There is no memory cgroup, or none may be made.
+    /// There is no memory cgroup, or none may be made; a disk that should be slow cannot be made so for it.
     pub fn cgroup(&mut self) -> Result<Cgroup> {
-        Cgroup::make(&mut self.keeper)
+        let cgroup = Cgroup::make(&mut self.keeper)?;
+        if let Some(device) = self.slow_for_cgroup {
+            cgroup.slow_down(device, &mut self.keeper)?;
+        }
+        Ok(cgroup)
+    }
+
+    /// A slow disk is slow for guests outside of any cgroup too.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn expect_slow_for_everybody(&self) -> Result<()> {
+        ensure!(
+            self.slow_for_cgroup.is_none(),
+            "a slow disk needs the blkio controller of cgroup v1, or guests in a cgroup of v2 whose limit reaches them"
+        );
+        Ok(())
     }
 
     /// Memory that the host holds for what is swapped: zram's and zswap's.
@@ -192,21 +211,17 @@ impl Host {
 
     /// A device over the file, because that can be made slow for itself.
     fn swap_slowly(&mut self, file: &Path, bytes: u64) -> Result<()> {
-        let throttles = blkio_folder()?;
         self.make_file(file, bytes)?;
         self.keeper.will(&format!("losetup --noheadings --output NAME -j {} | xargs -r losetup -d", quoted(file)?))?;
         // Past the page cache, which would make the disk fast and is not in the budget.
         run("losetup", &["--find", "--direct-io=on", text(file)?])?;
         let device = output("losetup", &["--noheadings", "--output", "NAME", "-j", text(file)?])?;
-        let device = PathBuf::from(device.trim());
-        let number = fs::metadata(&device).with_context(|| device.display().to_string())?.rdev();
-        let (major, minor) = (libc::major(number), libc::minor(number));
-        for direction in ["read", "write"] {
-            let path = throttles.join(format!("blkio.throttle.{direction}_iops_device"));
-            self.keeper.will(&format!("echo {major}:{minor} 0 > {}", quoted(&path)?))?;
-            write(&path, &format!("{major}:{minor} {SLOW_OPERATIONS_PER_SECOND}"))?;
+        let path = Path::new(device.trim());
+        let device = Device::at(path)?;
+        if !device.slow_for_everybody(&mut self.keeper)? {
+            self.slow_for_cgroup = Some(device);
         }
-        self.swap_to(&device)
+        self.swap_to(path)
     }
 
     fn swap_to(&mut self, target: &Path) -> Result<()> {
@@ -247,21 +262,6 @@ fn nearest_percent(percent: u8, budget_bytes: u64, host_bytes: u64) -> u64 {
 fn zram_bytes(mm_stat: &str) -> Result<u64> {
     let number = mm_stat.split_ascii_whitespace().nth(2).context("it has no third number")?;
     number.parse().with_context(|| format!("{number:?} is no number"))
-}
-
-/// The root of cgroup v1's block controller: there a device can be throttled for everybody, and the kernel's own threads do
-/// most of what guests wait for.
-fn blkio_folder() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").context("/proc/mounts")?;
-    let of_line = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (path, kind, options) = (words.nth(1)?, words.next()?, words.next()?);
-        (kind == "cgroup" && options.split(',').any(|option| option == "blkio")).then(|| PathBuf::from(path))
-    };
-    mounts
-        .lines()
-        .find_map(of_line)
-        .context("a slow disk needs the blkio controller of cgroup v1, which is not mounted")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod reach;
 pub mod reclaimer;
 mod shell;
 mod threshold;
+mod throttle;
 
 use std::fmt;
 use std::str::FromStr;
