@@ -5,11 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use cistern_tests::baseline::host::Host;
 use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::Reclaimer;
-use cistern_tests::baseline::{Baseline, Swap};
+use cistern_tests::baseline::{Baseline, SLOW_OPERATIONS_PER_SECOND, Swap};
 use cistern_tests::ksm::Ksm;
 use cistern_tests::paged::{MIB, folder_on_disk};
 use cistern_tests::process::{LIMIT, Running, cistern, probe, wait_until};
@@ -140,6 +141,64 @@ fn zswap_holds_what_does_not_fit() {
 #[test]
 fn a_file_holds_what_does_not_fit() {
     holds_a_guest("file");
+}
+
+/// What a process has that is swapped.
+const SWAPPED_BYTES: usize = 16 << 20;
+
+/// Less than this an operation.
+const CLUSTER_BYTES: usize = 64 << 10;
+
+/// Swap waits for it too, which the kernel would let pass.
+#[test]
+fn a_slow_disk_is_slow() {
+    let _turn = turn();
+    let before = settings();
+    let folder = folder_on_disk();
+    let slow = "slow-file".parse().expect("it is in the grid");
+    let mut host = Host::prepare(slow, BUDGET_BYTES, SWAP_BYTES, folder.path()).expect("this host can");
+    let mut child = Command::new(std::env::current_exe().expect("a test knows its path"));
+    child.args(["--ignored", "--exact", "memory_that_is_swapped", "--nocapture"]);
+    if host.expect_slow_for_everybody().is_err() {
+        host.cgroup().and_then(|cgroup| cgroup.enter(&mut child)).expect("this host can");
+    }
+    let device = used_devices("loop").into_iter().map(|name| Path::new("/sys/block").join(name));
+    let backing_file = |path: &PathBuf| fs::read_to_string(path.join("loop/backing_file")).unwrap_or_default();
+    let is_below = |path: &PathBuf| Path::new(backing_file(path).trim()).starts_with(folder.path());
+    let device = device.into_iter().find(is_below).expect("a device over the file");
+    let written_bytes = || {
+        let counts = fs::read_to_string(device.join("stat")).expect("sysfs");
+        // Sectors (kernel Documentation/block/stat.rst).
+        counts.split_whitespace().nth(6).and_then(|count| count.parse::<usize>().ok()).expect("a number") * 512
+    };
+    let (started, first_bytes) = (Instant::now(), written_bytes());
+    let mut child = child.stdin(Stdio::piped()).spawn().expect("the same binary");
+    wait_until("swapping", || written_bytes() - first_bytes >= SWAPPED_BYTES - CLUSTER_BYTES);
+    let most = SWAPPED_BYTES / CLUSTER_BYTES / SLOW_OPERATIONS_PER_SECOND as usize;
+    assert!(started.elapsed().as_secs() >= most as u64, "{:?} for more than {most} seconds", started.elapsed());
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it is a child").success());
+    host.restore().expect("all of it");
+    assert_eq!(settings(), before);
+}
+
+#[test]
+#[ignore = "started by a_slow_disk_is_slow"]
+fn memory_that_is_swapped() {
+    let mut memory = vec![0u8; SWAPPED_BYTES];
+    let mut random = 1u64;
+    for word in memory.chunks_exact_mut(8) {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        word.copy_from_slice(&random.to_le_bytes());
+    }
+    let start = memory.as_ptr().align_offset(CLUSTER_BYTES);
+    for cluster in memory[start..].chunks_exact(CLUSTER_BYTES) {
+        // SAFETY: the range is this process's own, and its content stays as it is.
+        let result = unsafe { libc::madvise(cluster.as_ptr() as *mut _, CLUSTER_BYTES, libc::MADV_PAGEOUT) };
+        assert_eq!(result, 0);
+    }
+    // Until it is told to end.
+    let _ = std::io::stdin().read_line(&mut String::new());
 }
 
 /// Also after kill -9.

@@ -7,6 +7,9 @@
 /// pager's threads have.
 const MAPPED_BYTES: libc::c_int = 64 << 10;
 
+/// So much that is free at the heap's end stays there.
+const SPARE_BYTES: libc::c_int = 16 << 10;
+
 /// Lets all threads share one heap, and large allocations go back when they are freed. To be called before there are threads;
 /// what is refused changes nothing but size.
 pub fn keep_small() {
@@ -16,5 +19,15 @@ pub fn keep_small() {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         // Set by hand it is not raised to the size of what is freed any more.
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+        libc::mallopt(libc::M_TOP_PAD, SPARE_BYTES);
+    }
+}
+
+/// Gives back what is free between allocations too, in whole pages: by itself the C library never does (malloc_trim(3)).
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number, and any thread may call it at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }

@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::panic;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context, anyhow};
 use cistern::api::ControlSocket;
@@ -41,7 +42,8 @@ use cli::{Cli, Command, GuestCommand, Run};
 
 fn main() -> ExitCode {
     end_on_panic();
-    let cli = match Cli::try_parse() {
+    heap::keep_small();
+    let cli = match parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
@@ -67,6 +69,12 @@ fn main() -> ExitCode {
             ExitCode::from(if usage { STATUS_USAGE } else { STATUS_ERROR })
         }
     }
+}
+
+/// The command line, on a thread of its own: its frames are deep, and the main thread's stack would keep what they took.
+fn parse() -> clap::error::Result<Cli> {
+    let parser = thread::Builder::new().spawn(Cli::try_parse);
+    parser.ok().and_then(|parser| parser.join().ok()).unwrap_or_else(Cli::try_parse)
 }
 
 /// One line on stderr. Error numbers are for programs; the words before them are enough.
@@ -112,7 +120,6 @@ fn warn_of_stopped_ksm(config: &MachineConfig) {
 }
 
 fn run_machine(run: Run) -> anyhow::Result<u8> {
-    heap::keep_small();
     let timeline = Arc::new(Timeline::default());
     timeline.mark("start");
     let options = match &run.config {

@@ -17,6 +17,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::api::{ApiServer, ControlSocket, Controlled};
 use crate::cpu::vcpu::{self, RunningVcpu};
 use crate::device_loop::DeviceLoop;
+use crate::heap;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::signals::Signals;
@@ -26,6 +27,9 @@ use crate::verdict::{RunError, Verdict};
 
 /// How long a guest has to switch itself off after the power button was pressed.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// How often what is free in the heap goes back to the host.
+const HEAP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a run reacts to besides its guest.
 #[derive(Default)]
@@ -74,6 +78,7 @@ impl Machine {
             serial_input_space: self.serial_input_space,
             grace: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
             timeout: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
+            heap: TimerFd::new().map_err(|error| failed("timer")(error.into()))?,
             controls,
             stop_asked: false,
             input_watched: false,
@@ -149,6 +154,7 @@ struct Supervisor {
     serial_input_space: EventFd,
     grace: TimerFd,
     timeout: TimerFd,
+    heap: TimerFd,
     controls: Controls,
     stop_asked: bool,
     input_watched: bool,
@@ -161,11 +167,15 @@ impl Supervisor {
             what: "main event loop",
             cause: io::Error::other(error.to_string()),
         };
+        let set = |timer: &mut TimerFd, first: Duration, interval: Option<Duration>| {
+            timer.reset(first, interval).map_err(|error| RunError::Thread { what: "timer", cause: error.into() })
+        };
         if let Some(timeout) = self.controls.timeout {
-            self.timeout
-                .reset(timeout, None)
-                .map_err(|error| RunError::Thread { what: "timer", cause: error.into() })?;
+            set(&mut self.timeout, timeout, None)?;
         }
+        // What it took to start is free now.
+        heap::give_back();
+        set(&mut self.heap, HEAP_INTERVAL, Some(HEAP_INTERVAL))?;
         let verdict = Arc::clone(&self.verdict);
         let mut manager = EventManager::<Self>::new().map_err(failed)?;
         manager.add_subscriber(self);
@@ -218,6 +228,7 @@ impl MutEventSubscriber for Supervisor {
         watch(self.serial_input_space.as_raw_fd());
         watch(self.grace.as_raw_fd());
         watch(self.timeout.as_raw_fd());
+        watch(self.heap.as_raw_fd());
         if let Some(signals) = &self.controls.signals {
             watch(signals.as_raw_fd());
         }
@@ -230,6 +241,10 @@ impl MutEventSubscriber for Supervisor {
             self.verdict.reach(Ok(Outcome::TimedOut));
         } else if fd == self.grace.as_raw_fd() {
             self.verdict.reach(Ok(Outcome::Stopped));
+        } else if fd == self.heap.as_raw_fd() {
+            // How often it was due does not matter; reading clears it.
+            let _ = self.heap.wait();
+            heap::give_back();
         } else if fd == self.serial_input_space.as_raw_fd() {
             // Only its readiness matters; reading clears it.
             let _ = self.serial_input_space.read();

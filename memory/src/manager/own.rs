@@ -1,7 +1,7 @@
 //! What the process costs the host beside guest memory.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use crate::cpu_time::thread_cpu_time;
@@ -10,6 +10,9 @@ use crate::pager::Pager;
 /// The kernel looks at every page of the guest to tell what the other mappings hold: so much CPU time may pass for each
 /// part of it that a look takes. A guest of 1 GiB costs 40 ms here.
 const LOOK_PART: u32 = 200;
+
+/// As much as the kernel gives at once.
+const LOOK_BYTES: usize = 4096;
 
 /// What the process costs without guest memory and without what the stores hold.
 #[derive(Debug, Default)]
@@ -31,8 +34,9 @@ impl OwnMemory {
     pub fn bytes(&mut self, pager: Option<&Pager>, stored_bytes: u64, now: Instant) -> io::Result<u64> {
         if self.due.is_none_or(|due| now >= due) {
             let before = thread_cpu_time();
-            let smaps = fs::read_to_string("/proc/self/smaps")?;
-            let sizes = Sizes::of(&smaps, |address| pager.is_some_and(|pager| pager.holds_guest_memory(address)));
+            // Line by line: all of it in memory would be among what is looked at.
+            let smaps = BufReader::with_capacity(LOOK_BYTES, File::open("/proc/self/smaps")?);
+            let sizes = Sizes::read(smaps, |address| pager.is_some_and(|pager| pager.holds_guest_memory(address)))?;
             self.mappings_bytes = sizes.own_bytes.saturating_sub(stored_bytes);
             self.merging_saves_bytes = Some(sizes.shared_bytes);
             self.due = Some(now + pause_after(thread_cpu_time().saturating_sub(before)));
@@ -72,10 +76,11 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(smaps: &str, is_guest_memory: impl Fn(u64) -> bool) -> Self {
+    fn read(mut smaps: impl BufRead, is_guest_memory: impl Fn(u64) -> bool) -> io::Result<Self> {
         let (mut sizes, mut is_guests, mut resident_bytes) = (Self::default(), false, 0);
-        for line in smaps.lines() {
-            if let Some(address) = start_of_mapping(line) {
+        let mut line = String::new();
+        while smaps.read_line(&mut line)? > 0 {
+            if let Some(address) = start_of_mapping(&line) {
                 is_guests = is_guest_memory(address);
             } else if let Some(field) = line.strip_prefix("Rss:") {
                 resident_bytes = kib(field) * 1024;
@@ -86,8 +91,9 @@ impl Sizes {
                     false => sizes.own_bytes += bytes,
                 }
             }
+            line.clear();
         }
-        sizes
+        Ok(sizes)
     }
 }
 
@@ -123,8 +129,9 @@ mod tests {
                      555500000000-555500001000 r-xp 00000000 00:00 1 /bin/cistern\nRss: 4 kB\nPss: 2 kB\n\
                      ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\nPss: 1 kB\n";
         let sizes = |own_kib: u64, shared_kib: u64| Sizes { own_bytes: own_kib << 10, shared_bytes: shared_kib << 10 };
-        assert_eq!(Sizes::of(smaps, |address| address >> 40 == 0x7f), sizes(3, 16));
-        assert_eq!(Sizes::of(smaps, |_| false), sizes(67, 0));
+        let read = |is_guests: fn(u64) -> bool| Sizes::read(smaps.as_bytes(), is_guests).expect("text in memory");
+        assert_eq!(read(|address| address >> 40 == 0x7f), sizes(3, 16));
+        assert_eq!(read(|_| false), sizes(67, 0));
         assert_eq!(page_tables_bytes("Name:\tx\nVmPTE:\t     116 kB\nVmSwap:\t0 kB\n"), 116 << 10);
         assert!(resident_bytes().is_ok_and(|bytes| bytes > 1 << 20));
     }

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Words of one chunk: 128 MiB of guest memory.
-const CHUNK_WORDS: u64 = 512;
+/// Words of one chunk: 16 MiB of guest memory.
+const CHUNK_WORDS: u64 = 64;
 
 /// See the top of this file. Each bit is a hint of its own, so relaxed operations do. Memory is taken where pages are.
 #[derive(Debug)]

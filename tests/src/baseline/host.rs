@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use cistern_memory::sharing::ksm::KsmHost;
@@ -209,19 +209,32 @@ impl Host {
         self.swap_to(file)
     }
 
-    /// A device over the file, because that can be made slow for itself.
+    /// A device over the file, because that can be made slow for itself, and one over that: the kernel lets what it swaps pass
+    /// whoever waits (Linux 6.11 and later), but not what a device writes for it.
     fn swap_slowly(&mut self, file: &Path, bytes: u64) -> Result<()> {
         self.make_file(file, bytes)?;
-        self.keeper.will(&format!("losetup --noheadings --output NAME -j {} | xargs -r losetup -d", quoted(file)?))?;
-        // Past the page cache, which would make the disk fast and is not in the budget.
-        run("losetup", &["--find", "--direct-io=on", text(file)?])?;
-        let device = output("losetup", &["--noheadings", "--output", "NAME", "-j", text(file)?])?;
-        let path = Path::new(device.trim());
-        let device = Device::at(path)?;
+        let slow = self.make_device(file)?;
+        let over = self.make_device(&slow)?;
+        self.swap_to(&over)?;
+        let device = Device::at(&slow)?;
+        // After the rest, so that nobody waits for it when the host is put back.
         if !device.slow_for_everybody(&mut self.keeper)? {
             self.slow_for_cgroup = Some(device);
         }
-        self.swap_to(path)
+        Ok(())
+    }
+
+    /// A device over a file or a device.
+    fn make_device(&mut self, over: &Path) -> Result<PathBuf> {
+        // The shell's own losetup, where it has one, knows no more than this.
+        self.keeper.will(&format!(
+            "for loop in /sys/block/loop*/loop; do if [ \"$(cat $loop/backing_file 2> /dev/null)\" = {} ]; then \
+             loop=${{loop%/loop}}; losetup -d /dev/${{loop##*/}}; fi; done",
+            quoted(&over.canonicalize().with_context(|| over.display().to_string())?)?
+        ))?;
+        // Past the page cache, which would make the disk fast and is not in the budget.
+        let device = output("losetup", &["--find", "--show", "--direct-io=on", text(over)?])?;
+        Ok(PathBuf::from(device.trim()))
     }
 
     fn swap_to(&mut self, target: &Path) -> Result<()> {

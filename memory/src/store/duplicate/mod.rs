@@ -29,7 +29,8 @@ use twox_hash::XxHash3_128;
 use self::shard::Shard;
 use super::{Home, Page, lock};
 
-const SHARD_BITS: u32 = 6;
+/// More parts than threads that are at it; each has some memory of its own.
+const SHARD_BITS: u32 = 4;
 const SHARDS: usize = 1 << SHARD_BITS;
 
 /// Highest number of references to one content. The next page with it is stored once more.
