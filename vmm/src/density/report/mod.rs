@@ -29,6 +29,9 @@ const HTML_FILE: &str = "report.html";
 /// Where so much is stolen of a CPU while guests are measured, it may be what made them late.
 const DISTURBED_PERCENT: f64 = 5.0;
 
+/// Guests that keep less than this have more against them than that.
+const HOPELESS_PERCENT: f64 = 25.0;
+
 /// One number of guests that was tried.
 #[derive(Debug, Clone, Serialize)]
 pub struct Trial {
@@ -75,7 +78,8 @@ impl Trial {
     /// nothing of so many guests.
     pub fn is_disturbed(&self) -> bool {
         let is_late_alone = !self.has_passed && self.bad_pages == 0 && self.guests_ok == self.guests;
-        is_late_alone && self.cpu.stolen_percent >= DISTURBED_PERCENT
+        let is_near = self.goodput.as_ref().is_none_or(|goodput| goodput.worst_percent >= HOPELESS_PERCENT);
+        is_late_alone && is_near && self.cpu.stolen_percent >= DISTURBED_PERCENT
     }
 
     /// Why it has not passed; `None` where it has.
@@ -367,6 +371,8 @@ pub mod tests {
         assert!(!with(80.0).is_disturbed(), "it has passed");
         assert!(!Trial { bad_pages: 1, ..late(80.0) }.is_disturbed(), "a bad page is one");
         assert!(!Trial { guests_ok: 1, ..late(80.0) }.is_disturbed(), "a guest has failed");
+        let hopeless = passed.goodput.map(|goodput| Goodput { worst_percent: 24.9, ..goodput });
+        assert!(!Trial { goodput: hopeless, ..late(80.0) }.is_disturbed(), "that is not for what was stolen");
     }
 
     #[test]
