@@ -1,7 +1,7 @@
 //! The baselines: what the host is made to do, and that it is put back.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,7 +146,7 @@ fn a_file_holds_what_does_not_fit() {
 /// What a process has that is swapped.
 const SWAPPED_BYTES: usize = 16 << 20;
 
-/// Less than this an operation.
+/// What is swapped of it at a time: one operation of the disk.
 const CLUSTER_BYTES: usize = 64 << 10;
 
 /// Swap waits for it too, which the kernel would let pass.
@@ -186,11 +186,7 @@ fn a_slow_disk_is_slow() {
 #[ignore = "started by a_slow_disk_is_slow"]
 fn memory_that_is_swapped() {
     let mut memory = vec![0u8; SWAPPED_BYTES];
-    let mut random = 1u64;
-    for word in memory.chunks_exact_mut(8) {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        word.copy_from_slice(&random.to_le_bytes());
-    }
+    File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut memory)).expect("the kernel has it");
     let start = memory.as_ptr().align_offset(CLUSTER_BYTES);
     for cluster in memory[start..].chunks_exact(CLUSTER_BYTES) {
         // SAFETY: the range is this process's own, and its content stays as it is.

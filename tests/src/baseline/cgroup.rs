@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::keeper::Keeper;
-use super::shell::quoted;
+use super::shell::{mounted, quoted, write};
 use super::throttle::Device;
 
 /// Of version 2: the controllers of the cgroups below.
@@ -181,7 +181,7 @@ fn hand_down(controller: &str, parent: &Path, keeper: &mut Keeper) -> Result<()>
     ensure!(has(parent, controller), "{}: its cgroups have no {controller} controller", parent.display());
     let file = parent.join(HANDED_DOWN);
     keeper.will(&format!("echo -{controller} > {}", quoted(&file)?))?;
-    fs::write(&file, format!("+{controller}")).with_context(|| format!("{}: +{controller}", file.display()))
+    write(&file, &format!("+{controller}"))
 }
 
 /// Has a command run in the cgroup at `folder`, with everything that it starts.
@@ -216,9 +216,7 @@ fn places(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
             is_own(controllers).then(|| PathBuf::from(path.trim_start_matches('/')))
         })
     };
-    let place = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (mount, kind, options) = (Path::new(words.nth(1)?), words.next()?, words.next()?);
+    let place = |(mount, kind, options): (&Path, &str, &str)| {
         match kind {
             // A cgroup with processes, like this one's own, cannot have others below it that are limited.
             "cgroup2" => {
@@ -234,7 +232,7 @@ fn places(mounts: &str, own: &str) -> Vec<(Version, PathBuf)> {
             _ => None,
         }
     };
-    let mut places: Vec<_> = mounts.lines().filter_map(place).collect();
+    let mut places: Vec<_> = mounted(mounts).filter_map(place).collect();
     places.sort_by_key(|(version, _)| *version == Version::V1);
     places
 }

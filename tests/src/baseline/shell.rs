@@ -19,6 +19,14 @@ pub(super) fn quoted(path: &Path) -> Result<&str> {
     Ok(text)
 }
 
+/// What is mounted, by `/proc/mounts`: where, of which kind, with which options (proc_pid_mounts(5)).
+pub(super) fn mounted(mounts: &str) -> impl Iterator<Item = (&Path, &str, &str)> {
+    mounts.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((Path::new(words.nth(1)?), words.next()?, words.next()?))
+    })
+}
+
 /// Writes to a file of the kernel's.
 pub(super) fn write(path: &Path, value: &str) -> Result<()> {
     fs::write(path, value).with_context(|| format!("{}: writing {value}", path.display()))

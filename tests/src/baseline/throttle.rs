@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use super::SLOW_OPERATIONS_PER_SECOND;
 use super::keeper::Keeper;
-use super::shell::{quoted, write};
+use super::shell::{mounted, quoted, write};
 
 /// A block device, by its numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +66,10 @@ impl fmt::Display for Device {
 
 /// The root of version 1: the kernel's own threads, which do most of what guests wait for, are in it.
 fn blkio_root(mounts: &str) -> Option<PathBuf> {
-    let of_line = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (path, kind, options) = (words.nth(1)?, words.next()?, words.next()?);
-        (kind == "cgroup" && options.split(',').any(|option| option == "blkio")).then(|| PathBuf::from(path))
+    let is_blkio = |&(_, kind, options): &(&Path, &str, &str)| {
+        kind == "cgroup" && options.split(',').any(|option| option == "blkio")
     };
-    mounts.lines().find_map(of_line)
+    mounted(mounts).find(is_blkio).map(|(path, ..)| path.to_owned())
 }
 
 #[cfg(test)]
