@@ -13,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::control::ask;
+use crate::ksm::DrivenPool;
 use crate::paged::{MIB, counter, folder_on_disk, without_histograms};
 use crate::process::{LIMIT, Running, binary, probe};
 use crate::samples::{Sampler, Samples};
@@ -29,12 +30,14 @@ type Processes = Arc<Mutex<Vec<u32>>>;
 
 /// A pool in a folder of its own.
 pub struct Storm {
-    folder: TempDir,
+    /// Its members, the oldest first.
+    pub members: Vec<Probe>,
     budget_bytes: u64,
     started: usize,
     processes: Processes,
-    /// Its members, the oldest first.
-    pub members: Vec<Probe>,
+    // After the members, which it puts KSM back for, and before the folder.
+    pool: DrivenPool,
+    folder: TempDir,
 }
 
 /// A member.
@@ -52,8 +55,9 @@ impl Storm {
     pub fn new(budget_mib: u64) -> Self {
         let folder = folder_on_disk();
         fs::create_dir(folder.path().join("swap")).expect("a folder");
+        let pool = DrivenPool::new(&folder.path().join("pool"));
         let (processes, members) = (Processes::default(), Vec::new());
-        Self { folder, budget_bytes: budget_mib * MIB, started: 0, processes, members }
+        Self { members, budget_bytes: budget_mib * MIB, started: 0, processes, pool, folder }
     }
 
     /// Starts a probe with one virtual CPU and a swap file, unless `arguments` say otherwise.
@@ -73,7 +77,7 @@ impl Storm {
 
     /// The pool's folder.
     pub fn pool(&self) -> PathBuf {
-        self.folder.path().join("pool")
+        self.pool.folder().to_owned()
     }
 
     /// What its members may take together.

@@ -2,8 +2,10 @@
 //!
 //! ksmd goes through everything that is advised, again and again. A page is merged at the earliest when it is seen the
 //! second time with the same content (kernel mm/ksm.c, the checksum of an rmap item), so what is advised now is judged after
-//! two whole passes; more passes find only what has changed since. So there are two speeds: all of the budget while there
-//! is something new, next to nothing once it is judged.
+//! two whole passes; more passes find only what has changed since. But ksmd's search for an equal ends, without any, at a page
+//! that is away for a moment (unstable_tree_search_insert): where pages are evicted or sampled meanwhile a pass merges a part of
+//! what it could. So there are two speeds: all of the budget while there is something new or passes still merge, next to
+//! nothing once all is judged. Slow passes are no help there: more pages leave while they last.
 
 use std::time::Duration;
 
@@ -14,6 +16,10 @@ const PASSES: u64 = 3;
 /// are unmerged by a write here and merged again there would keep ksmd going.
 const NEW_PAGES: u64 = 256;
 const NEW_PART: u64 = 16;
+
+/// A pass that merges so many pages more, or this part of those that wait if that is more, is followed by another.
+const MERGED_PAGES: u64 = 64;
+const MERGED_PART: u64 = 64;
 
 /// CPU share of a ksmd that has nothing to do; it would find pages that have become equal since.
 const REST_SHARE: f64 = 0.001;
@@ -71,13 +77,15 @@ impl Pace {
     }
 }
 
-/// What is known at a moment. Totals only ever rise.
+/// What is known at a moment. Totals only ever rise, unless said otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Look {
     /// Time since any beginning.
     pub time: Duration,
     /// Pages that are advised and not merged.
     pub waiting_pages: u64,
+    /// Pages that are merged now, of the whole host: it may fall.
+    pub merged_pages: u64,
     /// Passes that ksmd has ended.
     pub full_scans: u64,
     /// Pages it has looked at, where the kernel counts them.
@@ -92,17 +100,40 @@ enum Work {
     /// All was judged but for less than would be new; so many pages remained.
     Judged { pages: u64 },
     /// There is, until the passes have reached this number; so many pages wait at the least since.
-    New { until_scans: u64, pages: u64 },
+    New { until_scans: u64, pages: u64, pass: Pass },
+}
+
+/// The pass that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pass {
+    /// How many had ended when it was seen first.
+    after_scans: u64,
+    /// Pages that were merged then.
+    merged_pages: u64,
 }
 
 impl Work {
-    fn next(self, waiting_pages: u64, full_scans: u64) -> Self {
+    fn next(self, look: &Look) -> Self {
+        let Look { waiting_pages, merged_pages, full_scans, .. } = *look;
         let (Self::Judged { pages } | Self::New { pages, .. }) = self;
         let is_new = waiting_pages >= pages.saturating_add(NEW_PAGES.max(pages / NEW_PART));
+        let now = Pass { after_scans: full_scans, merged_pages };
         match self {
-            _ if is_new => Self::New { until_scans: full_scans.saturating_add(PASSES), pages: waiting_pages },
-            Self::New { until_scans, .. } if waiting_pages > 0 && full_scans < until_scans => {
-                Self::New { until_scans, pages: pages.min(waiting_pages) }
+            _ if is_new => {
+                Self::New { until_scans: full_scans.saturating_add(PASSES), pages: waiting_pages, pass: now }
+            }
+            Self::New { until_scans, pass, .. } if waiting_pages > 0 => {
+                let pages = pages.min(waiting_pages);
+                let has_merged =
+                    merged_pages.saturating_sub(pass.merged_pages) >= MERGED_PAGES.max(pages / MERGED_PART);
+                if full_scans < until_scans {
+                    let pass = if full_scans == pass.after_scans { pass } else { now };
+                    Self::New { until_scans, pages, pass }
+                } else if has_merged {
+                    Self::New { until_scans: full_scans.saturating_add(1), pages, pass: now }
+                } else {
+                    Self::Judged { pages: waiting_pages }
+                }
             }
             Self::New { .. } => Self::Judged { pages: waiting_pages },
             // Down with those that get merged after all: what comes instead is new.
@@ -190,7 +221,7 @@ impl Regulator {
     pub fn next(mut self, look: &Look) -> Self {
         let was_busy = self.is_busy();
         self.measure(look);
-        self.work = self.work.next(look.waiting_pages, look.full_scans);
+        self.work = self.work.next(look);
         self.last = Some(*look);
         if self.is_busy() != was_busy {
             // What was not used for want of work is not for later.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// ksmd and what is advised, as kernel mm/ksm.c has it: a batch of pages, cut off at the end of a pass; a sleep, longer by
-/// up to a tick; pages merged when they are seen the second time.
+/// up to a tick; pages merged when they are seen the second time, or a part of them at a time.
 struct Host {
     time: f64,
     cpu: f64,
@@ -17,6 +17,8 @@ struct Host {
     tick: f64,
     /// Batches of pages that were advised: how many, how many of them have an equal, which passes have to end.
     advised: Vec<(u64, u64, u64)>,
+    /// Of what has an equal, how much a pass merges.
+    merged_part: f64,
     counts_pages: bool,
     shows_cpu: bool,
     /// How long a sleep is over after the tick: 0 to 1, another each time.
@@ -39,6 +41,7 @@ impl Host {
             cost: cost_us * 1e-6,
             tick: 1.0 / tick_hz,
             advised: Vec::new(),
+            merged_part: 1.0,
             counts_pages: true,
             shows_cpu: true,
             phase: 0.0,
@@ -50,7 +53,9 @@ impl Host {
     }
 
     fn advise(&mut self, pages: u64, equal: u64) {
-        self.advised.push((pages, equal, self.full_scans + PASSES));
+        // Of the pass that is under way it may be behind the cursor.
+        let whole = if self.cursor == 0 { 2 } else { 3 };
+        self.advised.push((pages, equal, self.full_scans + whole));
     }
 
     fn total(&self) -> u64 {
@@ -58,10 +63,15 @@ impl Host {
     }
 
     fn look(&self) -> Look {
-        let merged = |&(_, equal, after): &(u64, u64, u64)| if self.full_scans >= after { equal } else { 0 };
+        let merged = |&(_, equal, after): &(u64, u64, u64)| {
+            let passes = (self.full_scans + 1).saturating_sub(after);
+            (equal as f64 * (1.0 - (1.0 - self.merged_part).powf(passes as f64))) as u64
+        };
+        let merged_pages = self.advised.iter().map(merged).sum();
         Look {
             time: Duration::from_secs_f64(self.time),
-            waiting_pages: self.total() - self.advised.iter().map(merged).sum::<u64>(),
+            waiting_pages: self.total() - merged_pages,
+            merged_pages,
             full_scans: self.full_scans,
             pages_scanned: self.counts_pages.then_some(self.pages_scanned),
             cpu_time: self.shows_cpu.then(|| Duration::from_secs_f64(self.cpu)),
@@ -173,21 +183,58 @@ fn what_is_new_is_judged_within_its_passes_and_then_it_rests() {
 #[test]
 fn what_comes_and_goes_does_not_make_it_oscillate() {
     let mut work = Work::Judged { pages: 16_000 };
+    let next = |work: Work, waiting_pages, full_scans| {
+        work.next(&Look { waiting_pages, full_scans, merged_pages: 100_000, ..Look::default() })
+    };
+    let pass = |after_scans| Pass { after_scans, merged_pages: 100_000 };
     for pages in [16_500, 16_999, 16_000, 16_999] {
-        work = work.next(pages, 7);
+        work = next(work, pages, 7);
     }
     assert_eq!(work, Work::Judged { pages: 16_000 }, "less than a 16th");
-    assert_eq!(work.next(17_000, 7), Work::New { until_scans: 7 + PASSES, pages: 17_000 });
+    assert_eq!(next(work, 17_000, 7), Work::New { until_scans: 7 + PASSES, pages: 17_000, pass: pass(7) });
     // Merged pages let the level sink, and what is unmerged again is new only from there.
-    let sunk = work.next(10_000, 7);
+    let sunk = next(work, 10_000, 7);
     assert_eq!(sunk, Work::Judged { pages: 10_000 });
-    assert_eq!(sunk.next(10_624, 7), sunk);
+    assert_eq!(next(sunk, 10_624, 7), sunk);
     // A small rise during the passes does not put off their end, a large one does.
-    let new = Work::New { until_scans: 10, pages: 1000 };
-    assert_eq!(new.next(1255, 9), new);
-    assert_eq!(new.next(1256, 9), Work::New { until_scans: 12, pages: 1256 });
-    assert_eq!(new.next(1255, 10), Work::Judged { pages: 1255 });
-    assert_eq!(new.next(0, 8), Work::Judged { pages: 0 });
+    let new = Work::New { until_scans: 10, pages: 1000, pass: pass(9) };
+    assert_eq!(next(new, 1255, 9), new);
+    assert_eq!(next(new, 1256, 9), Work::New { until_scans: 12, pages: 1256, pass: pass(9) });
+    assert_eq!(next(new, 1255, 10), Work::Judged { pages: 1255 });
+    assert_eq!(next(new, 0, 8), Work::Judged { pages: 0 });
+}
+
+#[test]
+fn as_long_as_passes_merge_they_go_on() {
+    let look = |merged_pages, full_scans| Look {
+        waiting_pages: 10_000 - merged_pages,
+        full_scans,
+        merged_pages,
+        ..Look::default()
+    };
+    let new = Work::Judged { pages: 0 }.next(&look(0, 3));
+    // What the second pass merges is no reason for a fourth, what the third does is.
+    let merged = new.next(&look(0, 4)).next(&look(5000, 5)).next(&look(5000, 5));
+    assert_eq!(merged.next(&look(5063, 6)), Work::Judged { pages: 4937 });
+    let more = merged.next(&look(5100, 6));
+    assert!(matches!(more, Work::New { until_scans: 7, pages: 4900, .. }), "{more:?}");
+    assert_eq!(more.next(&look(5150, 6)).next(&look(5163, 7)), Work::Judged { pages: 4837 });
+    // Where many wait a 64th of them is asked for.
+    let many = |merged_pages, full_scans| Look { waiting_pages: 640_000, ..look(merged_pages, full_scans) };
+    let new = Work::Judged { pages: 0 }.next(&many(0, 3)).next(&many(0, 5));
+    assert_eq!(new.next(&many(9999, 6)), Work::Judged { pages: 640_000 });
+    assert!(matches!(new.next(&many(10_000, 6)), Work::New { .. }));
+}
+
+#[test]
+fn what_is_merged_a_part_at_a_time_is_merged() {
+    let mut regulator = Regulator::new(10);
+    let mut host = Host { merged_part: 0.1, ..Host::new(5.7, 250.0) };
+    host.advise(GIB, GIB / 2);
+    host.regulate(&mut regulator, 1);
+    host.regulate_to_rest(&mut regulator);
+    let merged_pages = host.look().merged_pages;
+    assert!(merged_pages > GIB / 2 * 7 / 10, "{merged_pages} of {} after {} passes", GIB / 2, host.full_scans);
 }
 
 #[test]
@@ -239,6 +286,7 @@ fn a_clock_that_steps_back_or_jumps_breaks_nothing() {
         let look = Look {
             time: Duration::from_secs(second),
             waiting_pages: u64::MAX - at as u64,
+            merged_pages: u64::MAX,
             full_scans: u64::MAX,
             pages_scanned: Some(u64::MAX - second),
             cpu_time: Some(Duration::from_secs(second * 7)),
