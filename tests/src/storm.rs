@@ -35,7 +35,7 @@ pub struct Storm {
     budget_bytes: u64,
     started: usize,
     processes: Processes,
-    // After the members, which it puts KSM back for, and before the folder.
+    // Dropped after them, and before the folder.
     pool: DrivenPool,
     folder: TempDir,
 }

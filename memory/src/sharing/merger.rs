@@ -375,8 +375,8 @@ impl Merger {
             }
             self.has_new_advice = false;
         }
-        if let Ok(KsmHost { pages_shared, pages_sharing, .. }) = KsmHost::read() {
-            self.mergeable.set_saved_part(pages_sharing as f64 / (pages_shared + pages_sharing).max(1) as f64);
+        if let Ok(host) = KsmHost::read() {
+            self.mergeable.set_saved_part(host.pages_sharing as f64 / host.merged_pages().max(1) as f64);
         }
         let statistics = &mut self.statistics;
         statistics.kernel = kernel;

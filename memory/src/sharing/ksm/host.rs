@@ -48,6 +48,11 @@ impl KsmHost {
         Self::read_in(&KsmFolder::default())
     }
 
+    /// Places that have a merged page, the first of each among them.
+    pub fn merged_pages(&self) -> u64 {
+        self.pages_shared + self.pages_sharing
+    }
+
     pub(super) fn read_in(folder: &KsmFolder) -> Result<Self, KsmError> {
         let number = |name| match folder.number(name) {
             Ok(None) => Err(KsmError::NoSetting { path: folder.path().join(name) }),

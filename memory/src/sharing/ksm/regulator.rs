@@ -108,8 +108,15 @@ enum Work {
 struct Pass {
     /// How many had ended when it was seen first.
     after_scans: u64,
-    /// Pages that were merged then.
+    /// The most pages that were merged until then: what is unmerged by a write and merged again is nothing gained.
     merged_pages: u64,
+}
+
+impl Pass {
+    fn next(self, look: &Look) -> Self {
+        let merged_pages = self.merged_pages.max(look.merged_pages);
+        if look.full_scans == self.after_scans { self } else { Self { after_scans: look.full_scans, merged_pages } }
+    }
 }
 
 impl Work {
@@ -117,27 +124,24 @@ impl Work {
         let Look { waiting_pages, merged_pages, full_scans, .. } = *look;
         let (Self::Judged { pages } | Self::New { pages, .. }) = self;
         let is_new = waiting_pages >= pages.saturating_add(NEW_PAGES.max(pages / NEW_PART));
-        let now = Pass { after_scans: full_scans, merged_pages };
+        let least_pages = pages.min(waiting_pages);
+        let has_merged =
+            |pass: Pass| merged_pages.saturating_sub(pass.merged_pages) >= MERGED_PAGES.max(least_pages / MERGED_PART);
+        let new = |until_scans, pages, pass| Self::New { until_scans, pages, pass };
         match self {
             _ if is_new => {
-                Self::New { until_scans: full_scans.saturating_add(PASSES), pages: waiting_pages, pass: now }
+                let pass = Pass { after_scans: full_scans, merged_pages };
+                new(full_scans.saturating_add(PASSES), waiting_pages, pass)
             }
-            Self::New { until_scans, pass, .. } if waiting_pages > 0 => {
-                let pages = pages.min(waiting_pages);
-                let has_merged =
-                    merged_pages.saturating_sub(pass.merged_pages) >= MERGED_PAGES.max(pages / MERGED_PART);
-                if full_scans < until_scans {
-                    let pass = if full_scans == pass.after_scans { pass } else { now };
-                    Self::New { until_scans, pages, pass }
-                } else if has_merged {
-                    Self::New { until_scans: full_scans.saturating_add(1), pages, pass: now }
-                } else {
-                    Self::Judged { pages: waiting_pages }
-                }
+            Self::New { until_scans, pass, .. } if waiting_pages > 0 && full_scans < until_scans => {
+                new(until_scans, least_pages, pass.next(look))
+            }
+            Self::New { pass, .. } if waiting_pages > 0 && has_merged(pass) => {
+                new(full_scans.saturating_add(1), least_pages, pass.next(look))
             }
             Self::New { .. } => Self::Judged { pages: waiting_pages },
             // Down with those that get merged after all: what comes instead is new.
-            Self::Judged { .. } => Self::Judged { pages: pages.min(waiting_pages) },
+            Self::Judged { .. } => Self::Judged { pages: least_pages },
         }
     }
 }

@@ -120,7 +120,7 @@ impl Tuner {
         let look = Look {
             time,
             waiting_pages: self.gathering.look(time, waiting_pages),
-            merged_pages: host.pages_shared + host.pages_sharing,
+            merged_pages: host.merged_pages(),
             full_scans: host.full_scans,
             pages_scanned: host.pages_scanned,
             cpu_time: self.ksmd.as_ref().and_then(Ksmd::cpu_time),

@@ -219,6 +219,9 @@ fn as_long_as_passes_merge_they_go_on() {
     let more = merged.next(&look(5100, 6));
     assert!(matches!(more, Work::New { until_scans: 7, pages: 4900, .. }), "{more:?}");
     assert_eq!(more.next(&look(5150, 6)).next(&look(5163, 7)), Work::Judged { pages: 4837 });
+    // What was merged before and is merged again is none either.
+    let again = new.next(&look(5000, 4)).next(&look(4900, 5));
+    assert_eq!(again.next(&look(5000, 6)), Work::Judged { pages: 5000 });
     // Where many wait a 64th of them is asked for.
     let many = |merged_pages, full_scans| Look { waiting_pages: 640_000, ..look(merged_pages, full_scans) };
     let new = Work::Judged { pages: 0 }.next(&many(0, 3)).next(&many(0, 5));
