@@ -45,8 +45,10 @@ const FIRECRACKER_OWN: &str = "<= 5 MiB (Firecracker)";
 
 /// What a guest costs the host, in bytes.
 struct Cost {
-    /// Proportional set size, files included, and page tables.
-    all: u64,
+    /// Proportional set size, files included.
+    pss: u64,
+    /// Page tables, which the memory controller counts as well.
+    page_tables: u64,
     /// Guest memory that is in host memory as it is.
     resident: u64,
     /// Host memory that compressed pages take.
@@ -63,7 +65,8 @@ impl Cost {
         let _still = Still::all([pid]);
         let pss = pss_with_files_bytes(pid).expect("it runs");
         Self {
-            all: pss + page_tables_bytes(pid).expect("it runs"),
+            pss,
+            page_tables: page_tables_bytes(pid).expect("it runs"),
             resident: GuestMemory::of(pid).expect("it runs").proportional_bytes,
             compressed: counter(&memory, "compressed.held_bytes"),
             swapped: counter(&memory, "pages.swapped") * PAGE_SIZE,
@@ -71,14 +74,24 @@ impl Cost {
         }
     }
 
-    /// What the VMM takes beside guest memory.
-    fn own(&self) -> u64 {
-        self.all.saturating_sub(self.resident + self.compressed)
+    /// By the process's own account.
+    fn of_process(&self) -> u64 {
+        self.pss + self.page_tables
     }
 
-    /// By the measure that has more.
+    /// What the VMM takes beside guest memory.
+    fn own(&self) -> u64 {
+        self.of_process().saturating_sub(self.resident + self.compressed)
+    }
+
+    /// Everything: files, and all of the kernel's own where it is told.
+    fn all(&self) -> u64 {
+        self.pss + self.charged.map_or(self.page_tables, |charged| charged.kernel_bytes)
+    }
+
+    /// By the account that has most: one of them counts a moment later than the other.
     fn most(&self) -> u64 {
-        self.all.max(self.charged.map_or(0, Charged::bytes))
+        self.all().max(self.of_process()).max(self.charged.map_or(0, Charged::bytes))
     }
 }
 
@@ -129,18 +142,19 @@ pub fn run(plan: &Plan) -> Report {
     let mut row = |what: &str, published: &str, value: fn(&Cost) -> Option<u64>| {
         report.row(format!("an idle guest of 128 MiB: {what}"), published, in_mib(&costs, value));
     };
-    row("host memory (PSS and page tables)", NOT_PUBLISHED, |cost| Some(cost.all));
+    row("host memory (PSS and page tables)", NOT_PUBLISHED, |cost| Some(cost.of_process()));
     row("of that resident guest memory", NOT_PUBLISHED, |cost| Some(cost.resident));
     row("of that compressed", NOT_PUBLISHED, |cost| Some(cost.compressed));
     row("of that the VMM's own", FIRECRACKER_OWN, |cost| Some(cost.own()));
     row("host memory (memory controller, without files)", NOT_PUBLISHED, |cost| Some(cost.charged?.bytes()));
     row("of that the kernel's own", NOT_PUBLISHED, |cost| Some(cost.charged?.kernel_bytes));
+    row("everything: PSS with files, and all of the kernel's own", NOT_PUBLISHED, |cost| Some(cost.all()));
     row("swapped, which costs no memory", NOT_PUBLISHED, |cost| Some(cost.swapped));
     let seconds = spread(times.iter().map(Duration::as_secs_f64).collect());
     report.row("an idle guest of 128 MiB: answers on its console after", NOT_PUBLISHED, format!("{seconds} s"));
 
     report.claim(
-        format!("each of {guests} in {budget} with one that works costs at most {most_mib} MiB, by both measures"),
+        format!("each of {guests} in {budget} with one that works costs at most {most_mib} MiB, everything included"),
         costs.iter().all(|cost| cost.most() <= most_mib * MIB),
         in_mib(&costs, |cost| Some(cost.most())),
     );

@@ -2,7 +2,7 @@
 //!
 //! usage: `cargo run --profile checked -p cistern-tests --bin experiments -- [NAME] [--short] [--scale N] [--ways NAMES] [--mixes NAMES]
 //! [--guests N] [--out DIR]`;
-//! without a name, what there is; `all` are all of them. Exit status: 0 what must hold holds, 1 it does not, 2 usage.
+//! without a name, what there is; `all` are all of them. Exit status: 0 what must hold holds, 1 it does not, 2 usage, or it takes root.
 
 mod active_tracking;
 mod balloon_fidelity;
@@ -11,6 +11,7 @@ mod confines;
 mod file_io;
 mod idle_linux;
 mod idle_tax;
+mod many_small;
 mod memcached;
 mod mix;
 mod network;
@@ -24,6 +25,7 @@ mod shares;
 mod stage;
 mod tps_scaling;
 mod two_tanks;
+mod verdict;
 mod walks;
 mod watermarks;
 mod way;
@@ -36,10 +38,12 @@ use std::process::ExitCode;
 
 use cistern_memory::ledger::MAXIMUM_MEMBERS;
 use cistern_tests::cpu_time::load;
-use cistern_tests::process::target_folder;
+use cistern_tests::process::{is_root, target_folder};
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 
-use crate::scenario::{Plan, SCENARIOS, Scenario, Selection};
+use crate::scenario::{Flag, Plan, SCENARIOS, Scenario};
+use crate::way::Way;
 
 /// As many as a pool has room for.
 const MOST_GUESTS: u64 = MAXIMUM_MEMBERS as u64;
@@ -58,11 +62,11 @@ struct Arguments {
     /// How many times as much memory guests and budgets have.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     scale: u64,
-    /// Of packing and packing-mixes only these ways, as reports name them, separated by commas: all of them take hours.
+    /// Of packing, packing-mixes and what Linux guests do only these ways, as reports name them, separated by commas: all take hours.
     #[arg(long, value_delimiter = ',')]
-    ways: Vec<String>,
+    ways: Vec<Way>,
     /// Of packing-mixes only these mixes.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(mix::OTHERS.iter().map(|mix| mix.name)))]
     mixes: Vec<String>,
     /// Of packing and packing-mixes so many guests under each way, instead of as many as keep their goodput: minutes a way.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MOST_GUESTS))]
@@ -74,13 +78,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let Some(name) = arguments.name else {
+    let Some(name) = &arguments.name else {
         SCENARIOS.iter().for_each(|scenario| println!("{:<20} {}", scenario.name, source(scenario)));
         return ExitCode::SUCCESS;
     };
     let wanted: Vec<_> = SCENARIOS.iter().filter(|scenario| name == ALL || scenario.name == name).collect();
-    if wanted.is_empty() {
-        eprintln!("experiments: {name} is none of them; without a name, what there is");
+    if let Some(reason) = refusal(&arguments, name, &wanted) {
+        eprintln!("experiments: {reason}");
         return ExitCode::from(2);
     }
     let out = arguments.out.unwrap_or_else(target_folder);
@@ -90,7 +94,7 @@ fn main() -> ExitCode {
     }
     let mut plan = Plan::new(arguments.short, out);
     (plan.scale, plan.guests) = (arguments.scale, arguments.guests);
-    (plan.ways, plan.mixes) = (Selection::of(arguments.ways), Selection::of(arguments.mixes));
+    (plan.ways, plan.mixes) = (arguments.ways, arguments.mixes);
     let mut holds = true;
     for scenario in wanted {
         println!("{}: {}\nload: {}", scenario.name, source(scenario), load());
@@ -108,6 +112,28 @@ fn main() -> ExitCode {
         println!("load: {}", load());
     }
     ExitCode::from(u8::from(!holds))
+}
+
+/// Why these are not to be run so, if they are not.
+fn refusal(arguments: &Arguments, name: &str, wanted: &[&Scenario]) -> Option<String> {
+    if wanted.is_empty() {
+        return Some(format!("{name} is none of them; without a name, what there is"));
+    }
+    let given = [
+        (Flag::Scale, arguments.scale != 1),
+        (Flag::Ways, !arguments.ways.is_empty()),
+        (Flag::Mixes, !arguments.mixes.is_empty()),
+        (Flag::Guests, arguments.guests.is_some()),
+    ];
+    let is_useless = |flag: &Flag| wanted.iter().all(|scenario| !scenario.takes.contains(flag));
+    if let Some((flag, _)) = given.into_iter().find(|(flag, is_given)| *is_given && is_useless(flag)) {
+        return Some(format!("{name} has no use for {flag}"));
+    }
+    let of_root: Vec<_> = wanted.iter().filter(|scenario| scenario.needs_root).map(|scenario| scenario.name).collect();
+    (!of_root.is_empty() && !is_root()).then(|| {
+        let names = of_root.join(", ");
+        format!("{names}: swap, KSM and networks are the whole host's, and only root may set them up: run it as root, please")
+    })
 }
 
 /// Where it is from, in a line.

@@ -1,7 +1,6 @@
 //! How many guests a budget holds at nearly all of their goodput: ours beside what Linux has, with the same guests and the same
 //! memory, the kernel's own for zram and zswap counted in.
 
-use std::cmp::Ordering;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -21,7 +20,8 @@ use serde_json::Value;
 use crate::confines::Confines;
 use crate::mix::{self, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
-use crate::scenario::{Plan, Selection};
+use crate::scenario::Plan;
+use crate::verdict::{self, Score};
 use crate::way::{NotHere, Setting, Way};
 
 /// What all guests may take together.
@@ -82,6 +82,17 @@ struct Goodput {
     median_percent: f64,
 }
 
+impl Packed {
+    /// `None` where guests are so few that they end by themselves, and nothing is told by them.
+    fn score(&self, plan: &Plan) -> Option<Score> {
+        match plan.guests {
+            _ if plan.is_short => None,
+            Some(_) => self.goodput.as_ref().map(|goodput| Score::WorstPercent(goodput.worst_percent)),
+            None => Some(Score::Guests(self.guests)),
+        }
+    }
+}
+
 impl Goodput {
     /// Of all guests of a report, or of one of its trials.
     fn of(found: &Value) -> Option<Self> {
@@ -98,13 +109,10 @@ pub fn run(plan: &Plan) -> Report {
     let ways = ours.chain(bench.grid().into_iter().map(Way::Linux)).collect();
     let wanted = bench.wanted(ways);
     for way in bench.apart(wanted) {
-        measured.extend(bench.measure(&mix::USUAL, way).map(|packed| (way, vec![packed.guests])));
+        measured.extend(bench.measure(&mix::USUAL, way).and_then(|packed| Some((way, packed.score(plan)?))));
     }
-    if plan.looks_for_most() {
-        bench.compare(measured);
-    }
-    let fit = format!("{} guests, by their size", BUDGET_MIB / mix::USUAL.memory_mib);
-    bench.report.row("no overcommit", NOT_PUBLISHED, fit);
+    bench.compare(&measured);
+    bench.show_what_fits(&mix::USUAL);
     bench.report.row("UKSM", NOT_PUBLISHED, "absent: a patch that follows Linux at a distance");
     bench.report.row("zcache", NOT_PUBLISHED, "absent: taken out of Linux 3.11 in favour of zswap");
     bench.finish("packing.svg")
@@ -114,7 +122,7 @@ pub fn run(plan: &Plan) -> Report {
 pub fn run_mixes(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
     let (others, used_most) = if plan.is_short { (1, 1) } else { (mix::OTHERS.len(), USED_MOST.len()) };
-    let linux = if plan.ways.is_everything() {
+    let linux = if plan.ways.is_empty() {
         USED_MOST[..used_most].iter().map(|name| name.parse().expect("it is one of the grid")).collect()
     } else {
         bench.grid()
@@ -123,24 +131,24 @@ pub fn run_mixes(plan: &Plan) -> Report {
     let ways = bench.settings().iter().copied().map(Way::Ours).chain(linux).collect();
     let wanted = bench.wanted(ways);
     let ways = bench.apart(wanted);
-    let mixes = &mix::OTHERS[..others];
-    let names: Vec<_> = mixes.iter().map(|mix| mix.name.to_owned()).collect();
-    bench.expect_known("a mix", &plan.mixes, &names);
-    for mix in mixes.iter().filter(|mix| plan.mixes.has(mix.name)) {
+    let is_wanted = |mix: &&Mix| plan.mixes.is_empty() || plan.mixes.iter().any(|name| name == mix.name);
+    let others = if plan.mixes.is_empty() { others } else { mix::OTHERS.len() };
+    for mix in mix::OTHERS[..others].iter().filter(is_wanted) {
         let packed: Vec<_> = ways.iter().filter_map(|&way| bench.measure(mix, way)).collect();
-        let best = |is_ours: bool| {
-            packed.iter().filter(|packed| packed.way.is_ours() == is_ours).max_by_key(|packed| packed.guests)
-        };
-        let (Some(ours), Some(theirs), true) = (best(true), best(false), plan.looks_for_most()) else {
+        bench.show_what_fits(mix);
+        let measured: Vec<_> = packed.iter().filter_map(|packed| Some((packed.way, packed.score(plan)?))).collect();
+        let (Some(ours), Some(theirs)) = (verdict::best(&measured, true), verdict::best(&measured, false)) else {
             continue;
         };
-        let ratio = ours.guests as f64 / theirs.guests.max(1) as f64;
-        let behind = match ours.spent.as_ref().filter(|_| ratio < BEHIND) {
+        let ratio = ours.1.times(theirs.1);
+        let spent = packed.iter().find(|packed| packed.way == ours.0).and_then(|packed| packed.spent.as_ref());
+        let behind = match spent.filter(|_| ratio < BEHIND) {
             Some(spent) => format!(": behind, and this is what it took: {spent}"),
             None => String::new(),
         };
         let name = format!("{}: the better of ours by the better of these", mix.name);
-        bench.report.row(name, NOT_PUBLISHED, format!("{ratio:.2}{behind}"));
+        let found = format!("{ratio:.2} ({} by {}: {} by {}){behind}", ours.0, theirs.0, ours.1, theirs.1);
+        bench.report.row(name, NOT_PUBLISHED, found);
     }
     bench.finish("packing-mixes.svg")
 }
@@ -167,16 +175,16 @@ impl<'a> Bench<'a> {
 
     /// Of ours, those that are measured.
     fn settings(&self) -> &'static [Setting] {
-        if self.plan.is_short { &Setting::ALL[..1] } else { &Setting::ALL }
+        if self.plan.is_short && self.plan.ways.is_empty() { &Setting::ALL[..1] } else { &Setting::ALL }
     }
 
     /// Of Linux's, those that are measured: what fits without overcommit is known. Of the short version one, or one of each kind where
     /// the limit is under test.
     fn grid(&self) -> Vec<Baseline> {
-        let is_limited = self.is_limited();
+        let (is_limited, is_full) = (self.is_limited(), !self.plan.is_short || !self.plan.ways.is_empty());
         let is_wanted = |baseline: &Baseline| match baseline.swap {
-            Swap::Nothing => baseline.merges && !self.plan.is_short,
-            _ if !self.plan.is_short => true,
+            Swap::Nothing => baseline.merges && is_full,
+            _ if is_full => true,
             Swap::Zram => !baseline.merges || is_limited,
             Swap::File | Swap::Zswap { max_pool_percent: 20, compressor: Compressor::Lz4 } => is_limited,
             _ => false,
@@ -184,18 +192,18 @@ impl<'a> Bench<'a> {
         Baseline::grid().into_iter().filter(is_wanted).collect()
     }
 
-    /// Of these ways, those that are wanted.
+    /// Of these ways, those that are wanted; none where one of those is not among them.
     fn wanted(&mut self, ways: Vec<Way>) -> Vec<Way> {
-        let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
-        let wanted = &self.plan.ways;
-        self.expect_known("a way", wanted, &names);
-        ways.into_iter().zip(names).filter(|(_, name)| wanted.has(name)).map(|(way, _)| way).collect()
+        self.plan.wanted(ways).unwrap_or_else(|error| {
+            self.report.claim("the ways that are asked for are measured here", false, error);
+            Vec::new()
+        })
     }
 
-    fn expect_known(&mut self, what: &str, wanted: &Selection, names: &[String]) {
-        for name in wanted.unknown(names) {
-            self.report.claim(format!("{name} is {what} here"), false, names.join(", "));
-        }
+    /// How many guests have their memory to themselves.
+    fn show_what_fits(&mut self, mix: &Mix) {
+        let fit = budget_bytes(self.plan) / (mix.memory_mib * self.plan.scale * MIB);
+        self.report.row(named(mix, "no overcommit"), NOT_PUBLISHED, format!("{fit} guests, by their size"));
     }
 
     /// Those that are not set up as one before them: zswap's part is a whole percent of the host.
@@ -218,10 +226,7 @@ impl<'a> Bench<'a> {
 
     /// Measures a way once and reports it. `None` where it cannot be had on this host.
     fn measure(&mut self, mix: &Mix, way: Way) -> Option<Packed> {
-        let mut name = way.to_string();
-        if mix.name != mix::USUAL.name {
-            name = format!("{}: {name}", mix.name);
-        }
+        let name = named(mix, &way.to_string());
         match pack(self.plan, mix, way, self.near(mix, way)) {
             Ok(mut packed) => {
                 self.last = Some((mix.name, way.is_ours(), packed.guests));
@@ -297,40 +302,38 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Measures the best of ours and of the others again, and puts the medians beside each other.
-    fn compare(&mut self, measured: Vec<(Way, Vec<u64>)>) {
-        let once = |way| measured.iter().find(|(other, _)| *other == way).map(|(_, guests)| guests[0]);
-        for swap in Baseline::grid().into_iter().filter(|way| way.merges).map(|way| way.swap) {
-            let [alone, merging] = [false, true].map(|merges| once(Way::Linux(Baseline { swap, merges })));
-            if let (Swap::Zswap { .. }, Some(alone), Some(merging)) = (swap, alone, merging) {
-                let verdict = match merging.cmp(&alone) {
-                    Ordering::Greater => "KSM packs more",
-                    Ordering::Equal => "KSM changes nothing",
-                    Ordering::Less => "KSM costs more than it saves",
-                };
-                let name = format!("{} by the same without KSM", Baseline { swap, merges: true });
-                self.report.row(name, NOT_PUBLISHED, format!("{merging} by {alone} guests: {verdict}"));
-            }
+    /// Says what KSM adds to zswap, and puts the best of ours and of the others beside each other: where the most is looked for,
+    /// the medians of measuring them again.
+    fn compare(&mut self, measured: &[(Way, Score)]) {
+        for (name, verdict) in verdict::of_merging(measured) {
+            self.report.row(name, NOT_PUBLISHED, verdict);
         }
-        let best = |is_ours: bool| {
-            measured.iter().filter(|(way, _)| way.is_ours() == is_ours).max_by_key(|(_, guests)| guests[0]).cloned()
+        let (Some(ours), Some(theirs)) = (verdict::best(measured, true), verdict::best(measured, false)) else {
+            return;
         };
-        let (Some(ours), Some(theirs)) = (best(true), best(false)) else { return };
-        let mut both = [ours, theirs];
+        let (Score::Guests(our_guests), Score::Guests(their_guests)) = (ours.1, theirs.1) else {
+            let found =
+                format!("{:.2} ({} by {}: {} by {})", ours.1.times(theirs.1), ours.0, theirs.0, ours.1, theirs.1);
+            return self.report.row("the best of ours by the best of these", NOT_PUBLISHED, found);
+        };
+        let mut both = [(ours.0, vec![our_guests]), (theirs.0, vec![their_guests])];
         for _ in 1..TURNS {
             for (way, guests) in &mut both {
                 guests.extend(self.measure(&mix::USUAL, *way).map(|packed| packed.guests));
             }
         }
-        let [(ours, all_ours), (theirs, all_theirs)] = both.map(|(way, mut guests)| {
-            guests.sort_unstable();
-            (guests[guests.len() / 2], format!("{guests:?}, {way}"))
-        });
+        let [(ours, all_ours), (theirs, all_theirs)] =
+            both.map(|(way, guests)| (verdict::median(guests.clone()), format!("{guests:?}, {way}")));
         let ratio = ours as f64 / theirs.max(1) as f64;
         let verdict = if ratio >= ASKED { "reached" } else { "not reached" };
         let found = format!("{ratio:.2} ({ASKED} {verdict}): {ours} of {all_ours} by {theirs} of {all_theirs}");
         self.report.row("the best of ours by the best of these, medians", NOT_PUBLISHED, found);
     }
+}
+
+/// As reports name what is of a mix.
+fn named(mix: &Mix, what: &str) -> String {
+    if mix.name == mix::USUAL.name { what.to_owned() } else { format!("{}: {what}", mix.name) }
 }
 
 fn budget_bytes(plan: &Plan) -> u64 {

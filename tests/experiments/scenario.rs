@@ -1,15 +1,18 @@
 //! The scenarios there are.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use cistern_tests::baseline::reach::Reach;
 use cistern_tests::paged::folder_on_disk;
+use cistern_tests::process::is_root;
 
 use crate::report::Report;
+use crate::way::Way;
 use crate::{
-    active_tracking, balloon_fidelity, compression_vs_swap, file_io, idle_linux, idle_tax, memcached, network, packing,
-    proactive, scan_efficiency, shares, tps_scaling, two_tanks, watermarks,
+    active_tracking, balloon_fidelity, compression_vs_swap, file_io, idle_linux, idle_tax, many_small, memcached,
+    network, packing, proactive, scan_efficiency, shares, tps_scaling, two_tanks, watermarks,
 };
 
 /// How a scenario is run.
@@ -18,10 +21,10 @@ pub struct Plan {
     pub is_short: bool,
     /// How many times as much memory as it has by itself.
     pub scale: u64,
-    /// The ways that are compared.
-    pub ways: Selection,
-    /// The mixes of guests they are compared with.
-    pub mixes: Selection,
+    /// The ways that are compared; empty: as a scenario has them.
+    pub ways: Vec<Way>,
+    /// The names of the mixes of guests they are compared with; empty: all.
+    pub mixes: Vec<String>,
     /// So many guests are packed under each way, instead of as many as keep their goodput.
     pub guests: Option<u64>,
     /// Where drawings go.
@@ -32,20 +35,31 @@ pub struct Plan {
 impl Plan {
     /// Everything, as it is by itself.
     pub fn new(is_short: bool, out: PathBuf) -> Self {
-        let everything = || Selection::of(Vec::new());
-        let (ways, mixes) = (everything(), everything());
+        let (ways, mixes) = (Vec::new(), Vec::new());
         Self { is_short, scale: 1, ways, mixes, guests: None, out, reach: OnceLock::new() }
     }
 
     /// Whether a cgroup's limit reaches guests on this host: tried once, and not at all by those who do not ask.
+    ///
+    /// # Panics
+    /// A trial failed: the host swaps already, or a guest's pages were not what they had been.
     pub fn reach(&self) -> &Reach {
-        let find = || Reach::find(folder_on_disk().path());
-        self.reach.get_or_init(|| find().unwrap_or_else(|error| Reach::Nothing(format!("{error:#}"))))
+        self.reach.get_or_init(|| match is_root() {
+            true => Reach::find(folder_on_disk().path()).unwrap_or_else(|error| panic!("a cgroup's limit: {error:#}")),
+            false => Reach::Nothing("only root may limit them".to_owned()),
+        })
     }
 
-    /// Whether as many guests as keep their goodput are looked for, where guests are packed.
-    pub const fn looks_for_most(&self) -> bool {
-        !self.is_short && self.guests.is_none()
+    /// Of these ways, those that are wanted.
+    ///
+    /// # Errors
+    /// One that is wanted is not among them.
+    pub fn wanted(&self, ways: Vec<Way>) -> Result<Vec<Way>, String> {
+        if let Some(unknown) = self.ways.iter().find(|way| !ways.contains(way)) {
+            let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
+            return Err(format!("{unknown} is none of {}", names.join(", ")));
+        }
+        Ok(ways.into_iter().filter(|way| self.ways.is_empty() || self.ways.contains(way)).collect())
     }
 
     /// A size as flags and programs spell it.
@@ -54,28 +68,27 @@ impl Plan {
     }
 }
 
-/// What is wanted of things that have names, where all of it takes too long; empty: everything.
-pub struct Selection(Vec<String>);
+/// A flag that not every scenario has a use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// How many times as much memory.
+    Scale,
+    /// Which ways.
+    Ways,
+    /// Which mixes.
+    Mixes,
+    /// How many guests.
+    Guests,
+}
 
-impl Selection {
-    /// These.
-    pub const fn of(names: Vec<String>) -> Self {
-        Self(names)
-    }
-
-    /// Whether nothing was left out.
-    pub fn is_everything(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether one is wanted.
-    pub fn has(&self, name: &str) -> bool {
-        self.is_everything() || self.0.iter().any(|wanted| wanted == name)
-    }
-
-    /// Those that are wanted and not there.
-    pub fn unknown<'a>(&'a self, names: &'a [String]) -> impl Iterator<Item = &'a String> {
-        self.0.iter().filter(|name| !names.contains(name))
+impl fmt::Display for Flag {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Scale => "--scale",
+            Self::Ways => "--ways",
+            Self::Mixes => "--mixes",
+            Self::Guests => "--guests",
+        })
     }
 }
 
@@ -85,6 +98,10 @@ pub struct Scenario {
     pub name: &'static str,
     /// The part, and the paper it is from.
     pub paper: (&'static str, &'static str),
+    /// What it has a use for.
+    pub takes: &'static [Flag],
+    /// It sets up what is the whole host's: swap, KSM, a network.
+    pub needs_root: bool,
     /// Runs it.
     pub run: fn(&Plan) -> Report,
 }
@@ -92,47 +109,96 @@ pub struct Scenario {
 /// Where most of them are from.
 const ESX: &str = "Waldspurger, Memory Resource Management in VMware ESX Server, OSDI 2002";
 
+/// What most take, and those that put a Linux guest to work.
+const SCALED: &[Flag] = &[Flag::Scale];
+const WORKLOADS: &[Flag] = &[Flag::Scale, Flag::Ways];
+
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "two-tanks",
         paper: ("the classic story, with the levels, balloon and tax of", ESX),
+        takes: SCALED,
+        needs_root: false,
         run: two_tanks::run,
     },
-    Scenario { name: "idle-tax", paper: ("figure 7:", ESX), run: idle_tax::run },
-    Scenario { name: "shares", paper: ("the rule of shares-per-page:", ESX), run: shares::run },
-    Scenario { name: "watermarks", paper: ("the levels of free memory:", ESX), run: watermarks::run },
+    Scenario { name: "idle-tax", paper: ("figure 7:", ESX), takes: SCALED, needs_root: false, run: idle_tax::run },
+    Scenario {
+        name: "shares",
+        paper: ("the rule of shares-per-page:", ESX),
+        takes: SCALED,
+        needs_root: false,
+        run: shares::run,
+    },
+    Scenario {
+        name: "watermarks",
+        paper: ("the levels of free memory:", ESX),
+        takes: &[],
+        needs_root: false,
+        run: watermarks::run,
+    },
     Scenario {
         name: "compression-vs-swap",
         paper: ("the compression cache of", "VMware, Understanding Memory Resource Management in VMware ESX 4.1, 2010"),
+        takes: SCALED,
+        needs_root: false,
         run: compression_vs_swap::run,
     },
-    Scenario { name: "tps-scaling", paper: ("figure 4:", ESX), run: tps_scaling::run },
-    Scenario { name: "active-tracking", paper: ("figure 6:", ESX), run: active_tracking::run },
-    Scenario { name: "balloon-fidelity", paper: ("figure 5:", ESX), run: balloon_fidelity::run },
+    Scenario { name: "tps-scaling", paper: ("figure 4:", ESX), takes: SCALED, needs_root: true, run: tps_scaling::run },
+    Scenario {
+        name: "active-tracking",
+        paper: ("figure 6:", ESX),
+        takes: SCALED,
+        needs_root: false,
+        run: active_tracking::run,
+    },
+    Scenario {
+        name: "balloon-fidelity",
+        paper: ("figure 5:", ESX),
+        takes: SCALED,
+        needs_root: false,
+        run: balloon_fidelity::run,
+    },
     Scenario {
         name: "proactive",
         paper: ("cold memory:", "Lagar-Cavilla, Software-Defined Far Memory, ASPLOS 2019; Weiner, TMO, ASPLOS 2022"),
+        takes: SCALED,
+        needs_root: false,
         run: proactive::run,
     },
     Scenario {
         name: "scan-efficiency",
         paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
+        takes: SCALED,
+        needs_root: true,
         run: scan_efficiency::run,
     },
     Scenario {
         name: "idle-linux",
         paper: ("what an idle guest costs:", "the specification of Firecracker, and what it leaves out"),
+        takes: SCALED,
+        needs_root: false,
         run: idle_linux::run,
+    },
+    Scenario {
+        name: "many-small",
+        paper: ("small guests that fill what they have, at once", "in the memory of a small host"),
+        takes: SCALED,
+        needs_root: false,
+        run: many_small::run,
     },
     Scenario {
         name: "packing",
         paper: ("guests that a budget holds, beside", "zram, zswap, swap files and KSM at ksmtuned's settings"),
+        takes: &[Flag::Scale, Flag::Ways, Flag::Guests],
+        needs_root: true,
         run: packing::run,
     },
     Scenario {
         name: "packing-mixes",
         paper: ("the same for other guests, beside", "what Linux hosts use most"),
+        takes: &[Flag::Scale, Flag::Ways, Flag::Mixes, Flag::Guests],
+        needs_root: true,
         run: packing::run_mixes,
     },
     Scenario {
@@ -141,16 +207,22 @@ pub const SCENARIOS: &[Scenario] = &[
             "a cache in a Linux guest where memory is short:",
             "gets and sets a second, beside zram, zswap and swap files",
         ),
+        takes: WORKLOADS,
+        needs_root: true,
         run: memcached::run,
     },
     Scenario {
         name: "network",
         paper: ("TCP of a Linux guest where memory is short:", "throughput and answers, beside the same"),
+        takes: WORKLOADS,
+        needs_root: true,
         run: network::run,
     },
     Scenario {
         name: "file-io",
         paper: ("the disk of a Linux guest that is nearly full", "where memory is short, beside the same"),
+        takes: WORKLOADS,
+        needs_root: false,
         run: file_io::run,
     },
 ];

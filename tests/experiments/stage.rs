@@ -17,7 +17,7 @@ use cistern_tests::guests::Guest;
 use cistern_tests::initramfs::Initramfs;
 use cistern_tests::namespace::Namespace;
 use cistern_tests::paged::{MIB, PagedVm, folder_on_disk};
-use cistern_tests::process::{LIMIT, Running, binary, ends_with_this_thread};
+use cistern_tests::process::{LIMIT, Running, binary, ends_with_this_thread, is_root};
 use cistern_tests::swap_area::swap_area;
 use tempfile::TempDir;
 
@@ -106,9 +106,7 @@ impl Stage {
     /// # Errors
     /// [`NotHere`]: the host lacks what the way needs. It takes root and this is not; a guest cannot be built.
     pub fn open(plan: &Plan, way: Way, setup: &Setup) -> Result<Self> {
-        // SAFETY: a plain system call.
-        let is_root = unsafe { libc::geteuid() } == 0;
-        ensure!(is_root || !setup.has_network, "a network for the guest takes root: run it as root, please");
+        ensure!(is_root() || !setup.has_network, "a network for the guest takes root: run it as root, please");
         let (sizes, folder) = (setup.sizes, folder_on_disk());
         let budget_bytes = sizes.budget_mib * plan.scale * MIB;
         // Without a cgroup ours touches nothing of the host.

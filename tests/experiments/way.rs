@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::Error;
+use anyhow::{Error, anyhow};
 use cistern_tests::baseline::host::ZswapMost;
 use cistern_tests::baseline::{Baseline, Compressor, Swap};
 
@@ -52,11 +52,21 @@ impl Way {
         matches!(self, Self::Ours(_))
     }
 
-    /// Those that are compared: what the others are measured by first, which is all that the short version has but ours.
-    pub fn all(plan: &Plan) -> Vec<Self> {
+    /// Those that a guest's work is compared under: what the others are measured by first, which is all that the short version has
+    /// but ours. Any swap of Linux's where it is asked for.
+    ///
+    /// # Errors
+    /// One is asked for that is none of them.
+    pub fn compared(plan: &Plan) -> Result<Vec<Self>, String> {
         let linux = [Swap::Zram, Swap::Zswap { max_pool_percent: 20, compressor: Compressor::Lzo }, Swap::File];
+        let linux: Vec<Swap> = match (plan.ways.is_empty(), plan.is_short) {
+            (true, true) => Vec::new(),
+            (true, false) => linux.into(),
+            (false, _) => Baseline::grid().into_iter().filter(|way| !way.merges).map(|way| way.swap).collect(),
+        };
+        let linux = linux.into_iter().filter(|swap| *swap != Swap::Nothing);
         let linux = linux.map(|swap| Self::Linux(Baseline { swap, merges: false }));
-        [Self::Unlimited, Self::OURS].into_iter().chain(linux.into_iter().filter(|_| !plan.is_short)).collect()
+        plan.wanted([Self::Unlimited, Self::OURS].into_iter().chain(linux).collect())
     }
 
     /// Which of Linux's, if it is one.
@@ -112,7 +122,10 @@ impl FromStr for Way {
             UNLIMITED => Ok(Self::Unlimited),
             OURS => Ok(Self::OURS),
             OURS_PACKED => Ok(Self::Ours(Setting::Packed)),
-            _ => text.parse().map(Self::Linux),
+            _ => text
+                .parse()
+                .map(Self::Linux)
+                .map_err(|error| anyhow!("{error}, beside {UNLIMITED}, {OURS} and {OURS_PACKED}")),
         }
     }
 }

@@ -66,11 +66,18 @@ pub fn compare(
     name: &str,
     rate: &str,
     budget_mib: u64,
-    difference: &'static str,
+    difference: &str,
     plan: &Plan,
     measure: impl Fn(Way) -> Result<Outcome> + Sync,
 ) -> Report {
-    let ways = Way::all(plan);
+    let mut report = Report::new(format!("{difference}; {}", plan.reach()));
+    let ways = match Way::compared(plan) {
+        Ok(ways) => ways,
+        Err(error) => {
+            report.claim("the ways that are asked for are measured here", false, error);
+            return report;
+        }
+    };
     let outcomes: Vec<(Way, Result<Outcome>)> = if plan.is_short {
         let measure = &measure;
         thread::scope(|scope| {
@@ -85,7 +92,6 @@ pub fn compare(
             |way| panic::catch_unwind(AssertUnwindSafe(|| measure(way))).unwrap_or_else(|panic| Err(said(&*panic)));
         ways.into_iter().map(|way| (way, caught(way))).collect()
     };
-    let mut report = Report::new(difference);
     for (way, outcome) in &outcomes {
         tell(&mut report, *way, outcome, &outcomes);
     }

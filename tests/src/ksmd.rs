@@ -3,11 +3,13 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
+use crate::baseline::keeper::Keeper;
+
 const SETTINGS: [&str; 3] = ["pages_to_scan", "sleep_millisecs", "run"];
 
-/// How ksmd runs, until it is dropped: then it runs as it was found to.
+/// How ksmd runs, until it is dropped or its process ends: then it runs as it was found to.
 pub struct Ksmd {
-    found: [String; 3],
+    _keeper: Keeper,
     /// Whoever drives KSM holds this.
     _lock: File,
 }
@@ -21,23 +23,21 @@ impl Ksmd {
     pub fn take() -> Self {
         let lock = File::open(path("run")).expect("a kernel with KSM");
         lock.lock().expect("a lock");
-        let found = SETTINGS.map(|name| fs::read_to_string(path(name)).expect("a kernel with KSM"));
+        let mut keeper = Keeper::start_holding(&lock).expect("a shell");
+        for name in SETTINGS {
+            let found = fs::read_to_string(path(name)).expect("a kernel with KSM");
+            keeper
+                .will(&format!("echo {} > {}", found.trim(), path(name).display()))
+                .expect("it has just been started");
+        }
         fs::write(path("run"), "0").expect("root may");
-        Self { found, _lock: lock }
+        Self { _keeper: keeper, _lock: lock }
     }
 
     /// Has it look at so many pages, and sleep for so many ms, in turns.
     pub fn run(&self, pages_to_scan: u32, sleep_millisecs: u32) {
         for (name, value) in SETTINGS.into_iter().zip([pages_to_scan, sleep_millisecs, 1]) {
             fs::write(path(name), value.to_string()).expect("root may");
-        }
-    }
-}
-
-impl Drop for Ksmd {
-    fn drop(&mut self) {
-        for (name, value) in SETTINGS.into_iter().zip(&self.found) {
-            let _ = fs::write(path(name), value.trim());
         }
     }
 }

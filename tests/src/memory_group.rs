@@ -4,21 +4,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use crate::baseline::cgroup;
+use crate::baseline::keeper::Keeper;
 
 /// What version 1 counts of the kernel's own memory.
 const KERNEL_FILE: &str = "memory.kmem.usage_in_bytes";
 
-/// A process that has ended is in its group a moment longer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Removed when dropped, which is after the process has ended.
+/// Removed when dropped, or when its maker ends, and whoever is in it then is killed.
 #[derive(Debug)]
 pub struct MemoryGroup {
     folder: PathBuf,
+    _keeper: Keeper,
 }
 
 /// What the processes of a group are charged for, in bytes; files that the kernel caches are left out.
@@ -56,8 +53,10 @@ impl MemoryGroup {
             return None;
         }
         let folder = parent.join(format!("cistern-{}-{name}", std::process::id()));
+        let mut keeper = Keeper::start().ok()?;
+        keeper.will(&cgroup::removal(&folder).ok()?).ok()?;
         fs::create_dir(&folder).ok()?;
-        Some(Self { folder })
+        Some(Self { folder, _keeper: keeper })
     }
 
     /// A command that runs this program in the group.
@@ -74,22 +73,11 @@ impl MemoryGroup {
     }
 }
 
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        let started = Instant::now();
-        while let Err(error) = fs::remove_dir(&self.folder) {
-            if started.elapsed() > PATIENCE {
-                eprintln!("{} is left behind: {error}", self.folder.display());
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Stdio;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -118,9 +106,8 @@ mod tests {
             assert!(started.elapsed() < crate::process::LIMIT, "{:?}", group.charged());
             thread::sleep(Duration::from_millis(10));
         }
-        process.kill().expect("it runs");
-        process.wait().expect("it ends");
         drop(group);
         assert!(!folder.exists());
+        assert!(!process.wait().expect("it ends").success(), "it was killed with its group");
     }
 }

@@ -66,6 +66,12 @@ pub fn probe() -> &'static Path {
     })
 }
 
+/// Whether this may change what is the whole host's.
+pub fn is_root() -> bool {
+    // SAFETY: a plain system call.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Waits until it is so.
 ///
 /// # Panics
@@ -143,7 +149,13 @@ impl Running {
     }
 
     /// Starts such a command with this stdout; its lines are seen here when that is [`Stdio::piped`].
+    ///
+    /// What the process's first thread starts is killed with it, however it ends: other threads may end before what they start.
     pub fn spawn_to(mut command: Command, stdout: Stdio) -> Self {
+        // SAFETY: a plain system call.
+        if unsafe { libc::gettid() } as u32 == std::process::id() {
+            ends_with_this_thread(&mut command, libc::SIGKILL);
+        }
         let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("the command starts");
         let (sender, lines) = channel();
         if let Some(stdout) = child.stdout.take() {

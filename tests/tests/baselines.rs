@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -197,24 +198,30 @@ fn memory_that_is_swapped() {
     let _ = std::io::stdin().read_line(&mut String::new());
 }
 
-/// Also after kill -9.
+/// Also after kill -9, and after Ctrl-C, which a whole process group gets.
 #[test]
 fn the_host_is_put_back_whatever_happens() {
     let _turn = turn();
     let (before, ksm_before) = (settings(), ksm_settings());
-    let mut child = Command::new(std::env::current_exe().expect("a test knows its path"));
-    child.args(["--ignored", "--exact", "a_host_that_is_held", "--nocapture"]).stdout(Stdio::piped());
-    let mut child = child.spawn().expect("the same binary");
-    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let is_ready = |line: Result<String, _>| line.is_ok_and(|line| line.ends_with("it is held"));
-    assert!(lines.any(is_ready), "it ended");
-    assert!(fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.contains("/dev/loop")));
-    let pid = child.id();
-    assert_eq!(cgroups_of(pid).len(), 1);
-    child.kill().expect("it lives");
-    child.wait().expect("it was killed");
-    // Whoever comes next waits for the same.
-    wait_until("restoration", || settings() == before && ksm_settings() == ksm_before && cgroups_of(pid).is_empty());
+    for (signal, is_of_group) in [(libc::SIGKILL, false), (libc::SIGINT, true)] {
+        let mut child = Command::new(std::env::current_exe().expect("a test knows its path"));
+        child.args(["--ignored", "--exact", "a_host_that_is_held", "--nocapture"]).stdout(Stdio::piped());
+        let mut child = child.process_group(0).spawn().expect("the same binary");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let is_ready = |line: Result<String, _>| line.is_ok_and(|line| line.ends_with("it is held"));
+        assert!(lines.any(is_ready), "it ended");
+        assert!(fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.contains("/dev/loop")));
+        let pid = child.id();
+        assert_eq!(cgroups_of(pid).len(), 1);
+        let target = if is_of_group { -(pid as i32) } else { pid as i32 };
+        // SAFETY: a plain system call; the child is not waited for yet, so that its number is its own.
+        assert_eq!(unsafe { libc::kill(target, signal) }, 0);
+        child.wait().expect("it was killed");
+        // Whoever comes next waits for the same.
+        wait_until("restoration", || {
+            settings() == before && ksm_settings() == ksm_before && cgroups_of(pid).is_empty()
+        });
+    }
 }
 
 #[test]

@@ -20,7 +20,33 @@ fn expect_to_hold(name: &str) {
     let drawings: Vec<_> = fs::read_dir(out).expect("the folder").flatten().map(|entry| entry.path()).collect();
     let is_drawn =
         |path: &std::path::PathBuf| fs::read_to_string(path).is_ok_and(|svg| svg.contains("<polyline points='"));
+    let differs = said.lines().find_map(|line| line.strip_prefix("  differs: "));
+    assert!(differs.is_some_and(|words| !words.is_empty()), "{said}");
+    assert!(!PUBLISHED.contains(&name) || has_published(&said), "{name} has no published figure beside ours\n{said}");
     assert!(claims > 0 && !drawings.is_empty() && drawings.iter().all(is_drawn), "{drawings:?}\n{said}");
+}
+
+/// Those of the literature.
+const PUBLISHED: [&str; 9] = [
+    "tps-scaling",
+    "balloon-fidelity",
+    "active-tracking",
+    "idle-tax",
+    "shares",
+    "watermarks",
+    "compression-vs-swap",
+    "scan-efficiency",
+    "proactive",
+];
+
+/// Whether a row of the table has a published figure.
+fn has_published(said: &str) -> bool {
+    let mut rows = said.lines().skip_while(|line| !line.trim_start().starts_with("published"));
+    let Some(heading) = rows.next() else { return false };
+    let column = heading.find("published").expect("it begins with that");
+    let published = |row: &str| row.chars().skip(column).collect::<String>();
+    let rows = rows.take_while(|line| !line.starts_with("  holds: "));
+    rows.map(published).any(|text| !text.trim().is_empty() && !text.starts_with("not published"))
 }
 
 /// One test a scenario.
@@ -48,6 +74,7 @@ scenarios! {
     cold_pages_leave_slowly: "proactive",
     advice_spares_ksmd_most_of_memory: "scan-efficiency",
     idle_linux_guests_are_small_and_answer: "idle-linux",
+    small_guests_are_many: "many-small",
     guests_are_whole_under_every_baseline: "packing",
     other_guests_are_whole_too: "packing-mixes",
     a_cache_is_whole_where_memory_is_short: "memcached",
@@ -63,4 +90,51 @@ fn all_are_listed_and_all_are_tested() {
     assert_eq!((listed.status.code(), names), (Some(0), NAMES.to_vec()), "{text}");
     let unknown = experiments(&["three-tanks"]);
     assert_eq!(unknown.status.code(), Some(2), "{}", String::from_utf8_lossy(&unknown.stderr));
+}
+
+/// Nothing is measured for an hour first.
+#[test]
+fn what_makes_no_sense_is_refused_at_once() {
+    for (arguments, words) in [
+        (&["shares", "--ways", "ours"][..], "shares has no use for --ways"),
+        (&["packing", "--mixes", "larger"], "packing has no use for --mixes"),
+        (&["watermarks", "--scale", "2"], "watermarks has no use for --scale"),
+        (&["memcached", "--guests", "3"], "memcached has no use for --guests"),
+        (&["packing", "--ways", "ours,zrm"], "zrm: no such baseline"),
+        (&["packing-mixes", "--mixes", "odd"], "all-idle"),
+        (&["packing", "--guests", "0"], "--guests"),
+        (&["packing", "--guests", "257"], "--guests"),
+        (&["packing", "--scale", "0"], "--scale"),
+        (&["packing", "--out", "/dev/null/x"], "/dev/null/x"),
+    ] {
+        let output = experiments(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
+    // Known, and measured elsewhere.
+    let output = experiments(&["packing", "--ways", "none", "--short"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && said.contains("none is none of ours"), "{said}");
+}
+
+#[test]
+fn what_takes_root_says_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::chown(folder.path(), Some(65534), Some(65534)).expect("root may");
+    // A copy that another user may read, wherever this one lies.
+    let program = folder.path().join("experiments");
+    // By another process: one that has it open for writing could still have it when this starts it.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_experiments")).arg(&program).status();
+    assert!(copied.expect("cp").success());
+    for (name, names) in [("packing", "packing: "), ("all", "tps-scaling, scan-efficiency, packing, ")] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program).arg(name);
+        let output =
+            command.args(["--short", "--out"]).arg(folder.path()).output().expect("setpriv: package util-linux");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(names) && said.contains("run it as root, please"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
 }

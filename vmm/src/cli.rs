@@ -75,7 +75,8 @@ Ctrl-A x stops the guest, Ctrl-A h lists more. SIGTERM presses the power button;
 const DENSITY_HELP: &str = "\
 Every other memory and pool flag of 'run' is taken too, and passed on to all guests. Programs that end are waited for;
 those with 'repeat:forever' are measured for --secs and stopped. Goodput is touches a second, or the part of an idle
-guest's touches in time, against a guest alone. Exit status: 1 bad page or crashed guest; 0 also if you stop it.";
+guest's touches in time, against a guest alone. Exit status: 1 bad page, a guest that did not end well, no number that
+passed, or host error; 2 usage; 0 also if you stop it.";
 
 const TOP_HELP: &str = "\
 The bar is what is free of the budget, with the watermarks in it. A guest may

@@ -247,7 +247,7 @@ fn has(folder: &Path, controller: &str) -> bool {
 }
 
 /// Kills whoever is left in it, and removes it: what takes more than a minute fails.
-fn removal(folder: &Path) -> Result<String> {
+pub(crate) fn removal(folder: &Path) -> Result<String> {
     let folder = quoted(folder)?;
     ensure!(!folder.ends_with('/'), "{folder}: a cgroup has a name");
     Ok(format!(

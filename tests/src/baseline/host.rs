@@ -18,6 +18,7 @@ use super::shell::{output, quoted, run, text, write};
 use super::throttle::Device;
 use super::{Baseline, Compressor, Swap};
 use crate::ksm::Ksm;
+use crate::process::is_root;
 
 const ZSWAP: &str = "/sys/module/zswap/parameters";
 const ZRAM_CONTROL: &str = "/sys/class/zram-control";
@@ -64,13 +65,11 @@ impl Host {
     /// # Errors
     /// Not root; the host swaps already; it lacks what the baseline needs, which is named. Nothing is left changed then.
     pub fn prepare(baseline: Baseline, budget_bytes: u64, swap_bytes: u64, folder: &Path) -> Result<Self> {
-        // SAFETY: a plain system call.
-        let is_root = unsafe { libc::geteuid() } == 0;
-        ensure!(is_root, "{baseline}: swap and KSM are the whole host's: only root may set them up");
+        ensure!(is_root(), "{baseline}: swap and KSM are the whole host's: only root may set them up");
         let turn = File::create(std::env::temp_dir().join("cistern-tests-swap.lock")).context("a temporary folder")?;
         turn.lock().context("the host's swap")?;
         let ksm = baseline.merges.then(Ksm::hold);
-        let keeper = Keeper::start()?;
+        let keeper = Keeper::start_holding(&turn)?;
         let mut host = Self { zram: None, slow_for_cgroup: None, keeper, _ksm: ksm, _turn: turn };
         host.set_up(baseline, budget_bytes, swap_bytes, folder).with_context(|| format!("baseline {baseline}"))?;
         Ok(host)
@@ -82,9 +81,7 @@ impl Host {
                 self.will_restore(&Path::new(KSM).join(file))?;
             }
         }
-        if baseline.swap != Swap::Nothing {
-            expect_no_swap(&fs::read_to_string("/proc/swaps").context("/proc/swaps")?)?;
-        }
+        expect_no_swap(&fs::read_to_string("/proc/swaps").context("/proc/swaps")?)?;
         match baseline.swap {
             Swap::Nothing => {}
             Swap::Zram => {
@@ -176,7 +173,9 @@ impl Host {
     fn swap_to_zram(&mut self, bytes: u64) -> Result<()> {
         let path = format!("{ZRAM_CONTROL}/hot_add");
         let number = match fs::read_to_string(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => bail!("this kernel has no zram"),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!("no zram: it is not loaded (modprobe zram), or this kernel has none")
+            }
             result => result.context(path)?,
         };
         let number = number.trim();

@@ -3,7 +3,9 @@
 //! A shell in a process group of its own is told before each change how to undo it, and undoes all of them, the last first, when
 //! its input ends: because it is told to, or because the other end is gone, by Ctrl-C or kill -9.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
@@ -24,7 +26,7 @@ exit $failed
 
 /// Undoes what was done when it is dropped, or its process ends.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(crate) struct Keeper {
     shell: Child,
 }
 
@@ -34,8 +36,29 @@ impl Keeper {
     /// # Errors
     /// There is no shell.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// One that holds a lock, too: whoever waits for it has it when all is undone, and no sooner.
+    ///
+    /// # Errors
+    /// There is no shell.
+    pub fn start_holding(lock: &File) -> Result<Self> {
+        Self::start_with(Some(lock))
+    }
+
+    fn start_with(lock: Option<&File>) -> Result<Self> {
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
+        if let Some(descriptor) = lock.map(AsRawFd::as_raw_fd) {
+            // SAFETY: fcntl is async-signal-safe; the file is open until the shell has started.
+            unsafe {
+                command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
+                    0 => Ok(()),
+                    _ => Err(io::Error::last_os_error()),
+                });
+            }
+        }
         Ok(Self { shell: command.spawn().context("sh")? })
     }
 
@@ -102,6 +125,22 @@ mod tests {
         let error = keeper.undo().expect_err("one of them failed");
         assert!(error.to_string().starts_with("the host is not quite as it was"), "{error}");
         assert!(file.exists());
+    }
+
+    #[test]
+    fn a_lock_is_held_until_all_is_undone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("lock");
+        let lock = File::create(&path).expect("a file");
+        lock.lock().expect("nobody has it");
+        let mut keeper = Keeper::start_holding(&lock).expect("a shell");
+        let other = File::open(&path).expect("it is there");
+        // As when its process ends.
+        drop(lock);
+        assert!(other.try_lock().is_err(), "nothing is undone yet");
+        keeper.undo().expect("there is nothing to undo");
+        // What other tests start has a copy of it for a moment.
+        crate::process::wait_until("the lock", || other.try_lock().is_ok());
     }
 
     #[test]

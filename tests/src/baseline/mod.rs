@@ -6,7 +6,7 @@
 mod advice;
 pub mod cgroup;
 pub mod host;
-mod keeper;
+pub(crate) mod keeper;
 pub mod ksmtuned;
 mod limit;
 pub mod reach;

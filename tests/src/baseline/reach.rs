@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::cgroup::{Cgroup, Version};
 use super::host::Host;
+use super::threshold::{HIGH_PERCENT, LOW_PERCENT};
 use super::{Baseline, Swap};
 use crate::paged::MIB;
 use crate::process::{Running, binary, cistern, probe, wait_until};
@@ -52,7 +53,8 @@ impl fmt::Display for Reach {
             Self::Nothing(reason) => write!(
                 formatter,
                 "on this host a limit does not make the kernel take memory from guests ({reason}), so it is driven from \
-                 outside: random clusters between the watermarks, whoever grows beyond the budget is stopped"
+                 outside: below {LOW_PERCENT} % free, random clusters are paged out (MADV_PAGEOUT) until {HIGH_PERCENT} % are, and \
+                 whoever grows beyond the budget is stopped"
             ),
         }
     }

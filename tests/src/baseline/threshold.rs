@@ -2,8 +2,8 @@
 
 /// kswapd is woken when less is free than the low watermark and goes on to the high one (kernel mm/page_alloc.c); the parts of
 /// the budget are those between which the pool's own manager works, so that neither side has less to work with.
-const LOW_PERCENT: u64 = 4;
-const HIGH_PERCENT: u64 = 6;
+pub(super) const LOW_PERCENT: u64 = 4;
+pub(super) const HIGH_PERCENT: u64 = 6;
 
 /// Whether reclaim is going on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -40,8 +40,10 @@ impl Bytes {
         let (held, taken) = (Held::of(memory), taken.unwrap_or_default());
         let unknown = number(&memory["pages"]["unknown"]) * PAGE_SIZE;
         let known = held.resident_bytes.saturating_sub(unknown);
-        let in_host = taken.pss_bytes.saturating_sub(known + held.compressed_held_bytes).min(unknown);
-        let in_host_swap = taken.swap_bytes.min(unknown - in_host);
+        // When a VM is armed its pager learns which pages there are: those it still knows nothing of hold nothing.
+        let unclassified = if memory["armed"] == true { 0 } else { unknown };
+        let in_host = taken.pss_bytes.saturating_sub(known + held.compressed_held_bytes).min(unclassified);
+        let in_host_swap = taken.swap_bytes.min(unclassified - in_host);
         let unwritten = held.untouched_bytes + unknown - in_host - in_host_swap;
         let ballooned = held.ballooned_bytes.min(unwritten);
         let merged = held.merged_bytes.min(known);
@@ -232,6 +234,13 @@ mod tests {
         assert_eq!(bytes.total(), 50 * PAGE_SIZE);
         let more = Taken { pss_bytes: 70 * PAGE_SIZE, swap_bytes: 10 * PAGE_SIZE };
         assert_eq!(Bytes::of(&open, Some(more)).total(), 50 * PAGE_SIZE, "the process has memory of its own");
+    }
+
+    #[test]
+    fn what_a_process_has_of_its_own_is_no_guest_memory_of_an_armed_vm() {
+        let armed = json!({"armed": true, "pages": {"unknown": 50, "resident": 20}});
+        let bytes = Bytes::of(&armed, Some(Taken { pss_bytes: 30 * PAGE_SIZE, swap_bytes: 0 }));
+        assert_eq!((bytes.resident, bytes.untouched), (20 * PAGE_SIZE, 50 * PAGE_SIZE));
     }
 
     #[test]

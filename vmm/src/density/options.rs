@@ -10,6 +10,7 @@ use cistern::pool_options::Budget;
 use cistern::size::Size;
 use cistern_memory::ledger::MAXIMUM_MEMBERS;
 use cistern_memory::manager::automatic_budget_bytes;
+use cistern_memory::sharing::Mechanisms;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Parser};
 
 use super::mix::Part;
@@ -264,6 +265,15 @@ impl Plan {
             Some(Budget::Size(size)) => size,
             Some(Budget::Auto) | None => Size { bytes: automatic_budget_bytes().unwrap_or(0) },
         };
+        if density.unmanaged
+            && let Some((flag, value)) = first_managed_flag(&options)
+        {
+            return Err(bad(flag, value, "with --unmanaged there is no pool, no paging and no sharing"));
+        }
+        if !density.unmanaged && options.mergeable == Some(true) {
+            let reason = "its pages are the kernel's to page: that takes --unmanaged";
+            return Err(bad("mergeable", "true".to_owned(), reason));
+        }
         let tunes_ksm = options.ksm_tune == Some(true);
         let has_sharing = options.sharing.is_some();
         let (reservation, kernel) = (options.reservation, options.kernel.clone());
@@ -297,6 +307,16 @@ impl Plan {
             arguments,
         })
     }
+}
+
+/// A flag that has our memory manager do something, and its value.
+fn first_managed_flag(options: &RunOptions) -> Option<(&'static str, String)> {
+    let sharing = options.sharing.filter(|mechanisms| *mechanisms != Mechanisms::OFF);
+    // The budget is noted in any case.
+    RunOptions { budget: None, ..options.clone() }
+        .first_pool_flag()
+        .or_else(|| options.swap.as_ref().map(|folder| ("swap", folder.display().to_string())))
+        .or_else(|| sharing.map(|mechanisms| ("sharing", mechanisms.to_string())))
 }
 
 fn role(part: Part) -> Result<Role, OptionsError> {
@@ -382,7 +402,10 @@ mod tests {
             ("--guests 4 --swap-limit 1G", "--swap DIR"),
             ("--guests 4 --pool /tmp/pool", "--pool"),
             ("--guests 4 --disk a.img", "--disk"),
-            ("--guests 4 --unmanaged --shares high", "no pool"),
+            ("--guests 4 --unmanaged --shares high", "--shares 20 a MiB: with --unmanaged there is no pool"),
+            ("--guests 4 --unmanaged --swap /var/tmp", "--swap /var/tmp: with --unmanaged"),
+            ("--guests 4 --unmanaged --sharing zero,ksm", "--sharing zero,ksm: with --unmanaged"),
+            ("--guests 4 --mergeable", "--mergeable true: its pages are the kernel's to page: that takes --unmanaged"),
         ] {
             let error = plan(&format!("{ok} {flags}")).err().unwrap_or_default();
             assert!(error.contains(words), "{flags}: {error}");
@@ -406,5 +429,6 @@ mod tests {
         assert_eq!((linux.roles.len(), linux.roles[0].part.of_guest(3)), (1, "seed=3".to_owned()));
         assert_eq!(linux.kernel, Some(PathBuf::from("vmlinux")));
         assert_eq!(linux.arguments, ["--initrd=i.cpio", "--sharing=off"]);
+        plan("--guests 3 --probe verify --budget 64M --unmanaged --mergeable --sharing off").expect("it says so twice");
     }
 }

@@ -103,7 +103,7 @@ impl RunOptions {
     }
 
     /// A flag that means nothing without a pool, and its value.
-    fn first_pool_flag(&self) -> Option<(&'static str, String)> {
+    pub fn first_pool_flag(&self) -> Option<(&'static str, String)> {
         fn text<T>(flag: &'static str, value: Option<T>, show: impl Fn(T) -> String) -> Option<(&'static str, String)> {
             value.map(|value| (flag, show(value)))
         }

@@ -108,6 +108,9 @@ pub fn render(report: &Report) -> String {
         line(&format!("  stolen        {:.1} % of a CPU by others on the machine below", cpu.stolen_percent));
     }
     line(&format!("overcommit      {:.2}: sizes of all guests / budget", verdict.overcommit));
+    if report.unmanaged {
+        line("advice          none: no pool has seen what they work with");
+    }
     for (number, advice) in (1..).zip(&report.advice) {
         let Some(advice) = advice else { continue };
         let several = verdict.kinds.len() > 1;
@@ -177,7 +180,8 @@ mod tests {
         report.has_passed = false;
         assert!(render(&report).contains("Not even one guest keeps 95 % of its goodput."), "{text}");
         report.unmanaged = true;
-        assert!(render(&report).contains("which nobody keeps"));
+        let text = render(&report);
+        assert!(text.contains("which nobody keeps") && text.contains("advice          none: no pool"), "{text}");
     }
 
     #[test]
