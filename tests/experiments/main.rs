@@ -129,6 +129,10 @@ fn refusal(arguments: &Arguments, name: &str, wanted: &[&Scenario]) -> Option<St
     if let Some((flag, _)) = given.into_iter().find(|(flag, is_given)| *is_given && is_useless(flag)) {
         return Some(format!("{name} has no use for {flag}"));
     }
+    let is_measured = |way: &Way| wanted.iter().any(|scenario| (scenario.measures)(*way));
+    if let Some(way) = arguments.ways.iter().find(|way| !is_measured(way)) {
+        return Some(format!("{name} does not measure {way}"));
+    }
     let of_root: Vec<_> = wanted.iter().filter(|scenario| scenario.needs_root).map(|scenario| scenario.name).collect();
     (!of_root.is_empty() && !is_root()).then(|| {
         let names = of_root.join(", ");

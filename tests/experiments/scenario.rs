@@ -42,7 +42,7 @@ impl Plan {
     /// Whether a cgroup's limit reaches guests on this host: tried once, and not at all by those who do not ask.
     ///
     /// # Panics
-    /// A trial failed: the host swaps already, or a guest's pages were not what they had been.
+    /// A guest's pages were not what they had been, or the host could not be put back.
     pub fn reach(&self) -> &Reach {
         self.reach.get_or_init(|| match is_root() {
             true => Reach::find(folder_on_disk().path()).unwrap_or_else(|error| panic!("a cgroup's limit: {error:#}")),
@@ -51,15 +51,8 @@ impl Plan {
     }
 
     /// Of these ways, those that are wanted.
-    ///
-    /// # Errors
-    /// One that is wanted is not among them.
-    pub fn wanted(&self, ways: Vec<Way>) -> Result<Vec<Way>, String> {
-        if let Some(unknown) = self.ways.iter().find(|way| !ways.contains(way)) {
-            let names: Vec<_> = ways.iter().map(ToString::to_string).collect();
-            return Err(format!("{unknown} is none of {}", names.join(", ")));
-        }
-        Ok(ways.into_iter().filter(|way| self.ways.is_empty() || self.ways.contains(way)).collect())
+    pub fn wanted(&self, ways: Vec<Way>) -> Vec<Way> {
+        ways.into_iter().filter(|way| self.ways.is_empty() || self.ways.contains(way)).collect()
     }
 
     /// A size as flags and programs spell it.
@@ -100,6 +93,8 @@ pub struct Scenario {
     pub paper: (&'static str, &'static str),
     /// What it has a use for.
     pub takes: &'static [Flag],
+    /// Ways that it can measure, where it has a use for them.
+    pub measures: fn(Way) -> bool,
     /// It sets up what is the whole host's: swap, KSM, a network.
     pub needs_root: bool,
     /// Runs it.
@@ -108,6 +103,9 @@ pub struct Scenario {
 
 /// Where most of them are from.
 const ESX: &str = "Waldspurger, Memory Resource Management in VMware ESX Server, OSDI 2002";
+
+/// Of those that measure no ways.
+const NO_WAY: fn(Way) -> bool = |_| false;
 
 /// What most take, and those that put a Linux guest to work.
 const SCALED: &[Flag] = &[Flag::Scale];
@@ -119,14 +117,23 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "two-tanks",
         paper: ("the classic story, with the levels, balloon and tax of", ESX),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: two_tanks::run,
     },
-    Scenario { name: "idle-tax", paper: ("figure 7:", ESX), takes: SCALED, needs_root: false, run: idle_tax::run },
+    Scenario {
+        name: "idle-tax",
+        paper: ("figure 7:", ESX),
+        takes: SCALED,
+        measures: NO_WAY,
+        needs_root: false,
+        run: idle_tax::run,
+    },
     Scenario {
         name: "shares",
         paper: ("the rule of shares-per-page:", ESX),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: shares::run,
     },
@@ -134,6 +141,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "watermarks",
         paper: ("the levels of free memory:", ESX),
         takes: &[],
+        measures: NO_WAY,
         needs_root: false,
         run: watermarks::run,
     },
@@ -141,14 +149,23 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "compression-vs-swap",
         paper: ("the compression cache of", "VMware, Understanding Memory Resource Management in VMware ESX 4.1, 2010"),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: compression_vs_swap::run,
     },
-    Scenario { name: "tps-scaling", paper: ("figure 4:", ESX), takes: SCALED, needs_root: true, run: tps_scaling::run },
+    Scenario {
+        name: "tps-scaling",
+        paper: ("figure 4:", ESX),
+        takes: SCALED,
+        measures: NO_WAY,
+        needs_root: true,
+        run: tps_scaling::run,
+    },
     Scenario {
         name: "active-tracking",
         paper: ("figure 6:", ESX),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: active_tracking::run,
     },
@@ -156,6 +173,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "balloon-fidelity",
         paper: ("figure 5:", ESX),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: balloon_fidelity::run,
     },
@@ -163,6 +181,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "proactive",
         paper: ("cold memory:", "Lagar-Cavilla, Software-Defined Far Memory, ASPLOS 2019; Weiner, TMO, ASPLOS 2022"),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: proactive::run,
     },
@@ -170,6 +189,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "scan-efficiency",
         paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: true,
         run: scan_efficiency::run,
     },
@@ -177,6 +197,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "idle-linux",
         paper: ("what an idle guest costs:", "the specification of Firecracker, and what it leaves out"),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: idle_linux::run,
     },
@@ -184,6 +205,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "many-small",
         paper: ("small guests that fill what they have, at once", "in the memory of a small host"),
         takes: SCALED,
+        measures: NO_WAY,
         needs_root: false,
         run: many_small::run,
     },
@@ -191,6 +213,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "packing",
         paper: ("guests that a budget holds, beside", "zram, zswap, swap files and KSM at ksmtuned's settings"),
         takes: &[Flag::Scale, Flag::Ways, Flag::Guests],
+        measures: Way::is_packed,
         needs_root: true,
         run: packing::run,
     },
@@ -198,6 +221,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "packing-mixes",
         paper: ("the same for other guests, beside", "what Linux hosts use most"),
         takes: &[Flag::Scale, Flag::Ways, Flag::Mixes, Flag::Guests],
+        measures: Way::is_packed,
         needs_root: true,
         run: packing::run_mixes,
     },
@@ -208,6 +232,7 @@ pub const SCENARIOS: &[Scenario] = &[
             "gets and sets a second, beside zram, zswap and swap files",
         ),
         takes: WORKLOADS,
+        measures: Way::is_worked_under,
         needs_root: true,
         run: memcached::run,
     },
@@ -215,6 +240,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "network",
         paper: ("TCP of a Linux guest where memory is short:", "throughput and answers, beside the same"),
         takes: WORKLOADS,
+        measures: Way::is_worked_under,
         needs_root: true,
         run: network::run,
     },
@@ -222,6 +248,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "file-io",
         paper: ("the disk of a Linux guest that is nearly full", "where memory is short, beside the same"),
         takes: WORKLOADS,
+        measures: Way::is_worked_under,
         needs_root: false,
         run: file_io::run,
     },

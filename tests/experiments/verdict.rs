@@ -4,7 +4,8 @@ use cistern_tests::baseline::{Baseline, Swap};
 
 use crate::way::Way;
 
-/// Worst goodput in percent that differs by less than this may as well be equal: it is a touch or two.
+/// What differs by less than this may as well be equal: a touch or two of goodput, and a search finds guests to within so many
+/// percent.
 const ALIKE_PERCENT: f64 = 2.0;
 
 /// What a way came to: the more the better.
@@ -24,15 +25,20 @@ impl Score {
         }
     }
 
-    /// How many times as much.
-    pub fn times(self, other: Self) -> f64 {
-        self.value() / other.value().max(1.0)
+    /// How many times as much; `None` where the other is next to nothing.
+    pub fn times(self, other: Self) -> Option<f64> {
+        let is_nothing = match other {
+            Self::Guests(guests) => guests == 0,
+            Self::WorstPercent(percent) => percent < ALIKE_PERCENT,
+        };
+        (!is_nothing).then(|| self.value() / other.value())
     }
 
     fn is_like(self, other: Self) -> bool {
-        match (self, other) {
-            (Self::WorstPercent(one), Self::WorstPercent(two)) => (one - two).abs() < ALIKE_PERCENT,
-            _ => self == other,
+        let difference = (self.value() - other.value()).abs();
+        match self {
+            Self::WorstPercent(_) => difference < ALIKE_PERCENT,
+            Self::Guests(_) => difference * 100.0 < ALIKE_PERCENT * other.value(),
         }
     }
 }
@@ -61,7 +67,7 @@ pub fn of_merging(measured: &[(Way, Score)]) -> Vec<(String, String)> {
         let words = if score.is_like(alone) {
             "KSM changes nothing"
         } else if score.value() > alone.value() {
-            "KSM packs more"
+            "KSM helps"
         } else {
             "KSM costs more than it saves"
         };
@@ -71,10 +77,15 @@ pub fn of_merging(measured: &[(Way, Score)]) -> Vec<(String, String)> {
     merging.filter_map(verdict).collect()
 }
 
-/// The one in the middle, of at least one.
+/// How many times as much, in words.
+pub fn in_words(times: Option<f64>) -> String {
+    times.map_or_else(|| "-".to_owned(), |times| format!("{times:.2}"))
+}
+
+/// The one in the middle, of at least one; the lower of two.
 pub fn median(mut guests: Vec<u64>) -> u64 {
     guests.sort_unstable();
-    guests[guests.len() / 2]
+    guests[(guests.len() - 1) / 2]
 }
 
 #[cfg(test)]
@@ -91,9 +102,12 @@ mod tests {
         let measured = scores.map(|(name, guests)| (way(name), Score::Guests(guests)));
         let (ours, theirs) = (best(&measured, true).expect("two"), best(&measured, false).expect("three"));
         assert_eq!((ours.0, theirs.0), (way("ours-packed"), way("zswap-20-lzo+ksm")));
-        assert!((ours.1.times(theirs.1) - 66.0 / 54.0).abs() < 1e-9);
+        assert_eq!(ours.1.times(theirs.1), Some(66.0 / 54.0));
         assert_eq!(best(&measured[..1], false), None);
-        assert!(Score::Guests(3).times(Score::Guests(0)).is_finite(), "a way may hold nobody");
+        assert_eq!(Score::Guests(3).times(Score::Guests(0)), None, "a way may hold nobody");
+        let percent = Score::WorstPercent;
+        assert_eq!([percent(80.0).times(percent(0.3)), percent(0.2).times(percent(0.0))], [None; 2]);
+        assert_eq!(percent(0.0).times(percent(95.0)).map(|times| in_words(Some(times))), Some("0.00".to_owned()));
     }
 
     #[test]
@@ -104,7 +118,8 @@ mod tests {
         };
         let [packs, nothing, costs] = [54, 48, 40].map(|guests| verdict(Score::Guests(48), Score::Guests(guests)));
         assert_eq!(packs[0].0, "zswap-20-lzo+ksm by the same without KSM");
-        assert_eq!(packs[0].1, "54 guests by 48 guests: KSM packs more");
+        assert_eq!(packs[0].1, "54 guests by 48 guests: KSM helps");
+        assert!(verdict(Score::Guests(54), Score::Guests(55))[0].1.ends_with("KSM changes nothing"));
         assert!(nothing[0].1.ends_with("KSM changes nothing") && costs[0].1.ends_with("KSM costs more than it saves"));
         let percent = verdict(Score::WorstPercent(96.0), Score::WorstPercent(97.4));
         assert_eq!(percent.len(), 1, "zram is not asked");
@@ -114,6 +129,6 @@ mod tests {
 
     #[test]
     fn medians() {
-        assert_eq!([median(vec![5]), median(vec![9, 3, 5]), median(vec![1, 2])], [5, 5, 2]);
+        assert_eq!([median(vec![5]), median(vec![9, 3, 5]), median(vec![1, 2])], [5, 5, 1]);
     }
 }

@@ -52,21 +52,25 @@ impl Way {
         matches!(self, Self::Ours(_))
     }
 
-    /// Those that a guest's work is compared under: what the others are measured by first, which is all that the short version has
-    /// but ours. Any swap of Linux's where it is asked for.
-    ///
-    /// # Errors
-    /// One is asked for that is none of them.
-    pub fn compared(plan: &Plan) -> Result<Vec<Self>, String> {
+    /// Whether guests can be packed under it: what fits without overcommit is known.
+    pub fn is_packed(self) -> bool {
+        self.is_ours() || self.of_linux().is_some_and(|baseline| baseline.merges || baseline.swap != Swap::Nothing)
+    }
+
+    /// Whether a guest's work can be compared under it: any swap, and no KSM.
+    pub fn is_worked_under(self) -> bool {
+        self == Self::Unlimited || self == Self::OURS || self.of_linux().is_some_and(|way| !way.merges && self.swaps())
+    }
+
+    /// Those that a guest's work is compared under: those that are asked for, or what the others are measured by first, which is all
+    /// that the short version has but ours.
+    pub fn compared(plan: &Plan) -> Vec<Self> {
         let linux = [Swap::Zram, Swap::Zswap { max_pool_percent: 20, compressor: Compressor::Lzo }, Swap::File];
-        let linux: Vec<Swap> = match (plan.ways.is_empty(), plan.is_short) {
-            (true, true) => Vec::new(),
-            (true, false) => linux.into(),
-            (false, _) => Baseline::grid().into_iter().filter(|way| !way.merges).map(|way| way.swap).collect(),
-        };
-        let linux = linux.into_iter().filter(|swap| *swap != Swap::Nothing);
-        let linux = linux.map(|swap| Self::Linux(Baseline { swap, merges: false }));
-        plan.wanted([Self::Unlimited, Self::OURS].into_iter().chain(linux).collect())
+        let linux = linux.into_iter().map(|swap| Self::Linux(Baseline { swap, merges: false }));
+        if plan.ways.is_empty() {
+            return [Self::Unlimited, Self::OURS].into_iter().chain(linux.filter(|_| !plan.is_short)).collect();
+        }
+        plan.ways.iter().copied().filter(|way| way.is_worked_under()).collect()
     }
 
     /// Which of Linux's, if it is one.

@@ -8,7 +8,7 @@ use cistern_memory::sharing::ksm::Tuner;
 /// Held by a test that has pages merged.
 #[derive(Debug)]
 pub struct Ksm {
-    _turn: File,
+    turn: File,
 }
 
 impl Ksm {
@@ -21,7 +21,12 @@ impl Ksm {
         let path: PathBuf = std::env::temp_dir().join("cistern-tests-ksm.lock");
         let turn = File::create(path).expect("a temporary folder");
         turn.lock().expect("a lock");
-        Self { _turn: turn }
+        Self { turn }
+    }
+
+    /// The lock that is held, for whoever goes on holding it where this one's process ends.
+    pub(crate) fn lock(&self) -> &File {
+        &self.turn
     }
 }
 

@@ -23,7 +23,7 @@ impl Ksmd {
     pub fn take() -> Self {
         let lock = File::open(path("run")).expect("a kernel with KSM");
         lock.lock().expect("a lock");
-        let mut keeper = Keeper::start_holding(&lock).expect("a shell");
+        let mut keeper = Keeper::start_holding(&[&lock]).expect("a shell");
         for name in SETTINGS {
             let found = fs::read_to_string(path(name)).expect("a kernel with KSM");
             keeper

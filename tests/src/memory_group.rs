@@ -53,6 +53,9 @@ impl MemoryGroup {
             return None;
         }
         let folder = parent.join(format!("cistern-{}-{name}", std::process::id()));
+        if folder.exists() {
+            return None;
+        }
         let mut keeper = Keeper::start().ok()?;
         keeper.will(&cgroup::removal(&folder).ok()?).ok()?;
         fs::create_dir(&folder).ok()?;

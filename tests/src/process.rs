@@ -88,10 +88,13 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 /// Has a command get a signal when the thread that starts it ends, however that comes: a test that is killed leaves nothing
 /// behind (`PR_SET_PDEATHSIG`, prctl(2)).
 pub fn ends_with_this_thread(command: &mut Command, signal: libc::c_int) {
-    // SAFETY: prctl with PR_SET_PDEATHSIG is async-signal-safe and touches nothing of the parent's.
+    let parent = std::process::id() as libc::pid_t;
+    // SAFETY: prctl with PR_SET_PDEATHSIG and getppid are async-signal-safe and touch nothing of the parent's.
     unsafe {
         command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
-            0 => Ok(()),
+            // It may have ended before that.
+            0 if libc::getppid() == parent => Ok(()),
+            0 => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             _ => Err(io::Error::last_os_error()),
         });
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -206,6 +206,14 @@ fn the_host_is_put_back_whatever_happens() {
     for (signal, is_of_group) in [(libc::SIGKILL, false), (libc::SIGINT, true)] {
         let mut child = Command::new(std::env::current_exe().expect("a test knows its path"));
         child.args(["--ignored", "--exact", "a_host_that_is_held", "--nocapture"]).stdout(Stdio::piped());
+        // Whoever is started in the background of a shell inherits a signal that is ignored (signal(7)).
+        // SAFETY: signal is async-signal-safe.
+        unsafe {
+            child.pre_exec(move || match libc::signal(signal, libc::SIG_DFL) {
+                libc::SIG_ERR if signal != libc::SIGKILL => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
         let mut child = child.process_group(0).spawn().expect("the same binary");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let is_ready = |line: Result<String, _>| line.is_ok_and(|line| line.ends_with("it is held"));
@@ -216,7 +224,7 @@ fn the_host_is_put_back_whatever_happens() {
         let target = if is_of_group { -(pid as i32) } else { pid as i32 };
         // SAFETY: a plain system call; the child is not waited for yet, so that its number is its own.
         assert_eq!(unsafe { libc::kill(target, signal) }, 0);
-        child.wait().expect("it was killed");
+        assert_eq!(child.wait().expect("it was killed").signal(), Some(signal));
         // Whoever comes next waits for the same.
         wait_until("restoration", || {
             settings() == before && ksm_settings() == ksm_before && cgroups_of(pid).is_empty()

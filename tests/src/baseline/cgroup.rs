@@ -69,6 +69,7 @@ impl Cgroup {
             hand_down("memory", &parent, keeper)?;
         }
         let folder = parent.join(format!("cistern-tests-{}", std::process::id()));
+        ensure!(!folder.exists(), "{}: somebody else's", folder.display());
         keeper.will(&removal(&folder)?)?;
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         Ok(Self { version, folder })
@@ -246,13 +247,15 @@ fn has(folder: &Path, controller: &str) -> bool {
     fs::read_to_string(folder.join("cgroup.controllers")).is_ok_and(|names| has_word(&names, controller))
 }
 
-/// Kills whoever is left in it, and removes it: what takes more than a minute fails.
+/// Kills whoever is left in it, and removes it: what takes more than a minute fails. A process outside of this one's namespace is
+/// a zero there (pid_namespaces(7)), and is left.
 pub(crate) fn removal(folder: &Path) -> Result<String> {
     let folder = quoted(folder)?;
     ensure!(!folder.ends_with('/'), "{folder}: a cgroup has a name");
     Ok(format!(
         "n=0; while [ -d {folder} ] && ! rmdir {folder} 2>/dev/null && [ $n -lt 600 ]; do \
-         kill -9 $(cat {folder}/cgroup.procs) 2>/dev/null; n=$((n + 1)); sleep 0.1; done; [ ! -d {folder} ]"
+         for pid in $(cat {folder}/cgroup.procs 2>/dev/null); do [ $pid = 0 ] || kill -9 $pid 2>/dev/null; done; \
+         n=$((n + 1)); sleep 0.1; done; [ ! -d {folder} ]"
     ))
 }
 

@@ -69,7 +69,8 @@ impl Host {
         let turn = File::create(std::env::temp_dir().join("cistern-tests-swap.lock")).context("a temporary folder")?;
         turn.lock().context("the host's swap")?;
         let ksm = baseline.merges.then(Ksm::hold);
-        let keeper = Keeper::start_holding(&turn)?;
+        let locks: Vec<&File> = [&turn].into_iter().chain(ksm.as_ref().map(Ksm::lock)).collect();
+        let keeper = Keeper::start_holding(&locks)?;
         let mut host = Self { zram: None, slow_for_cgroup: None, keeper, _ksm: ksm, _turn: turn };
         host.set_up(baseline, budget_bytes, swap_bytes, folder).with_context(|| format!("baseline {baseline}"))?;
         Ok(host)

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 /// Reads commands to the end of its input, then runs them in reverse. One that fails does not keep the others from running.
 const SCRIPT: &str = r#"
-trap '' INT TERM HUP QUIT
+trap '' INT TERM HUP QUIT PIPE
 undo=
 while IFS= read -r line; do
     undo="$line || failed=1
@@ -36,21 +36,17 @@ impl Keeper {
     /// # Errors
     /// There is no shell.
     pub fn start() -> Result<Self> {
-        Self::start_with(None)
+        Self::start_holding(&[])
     }
 
-    /// One that holds a lock, too: whoever waits for it has it when all is undone, and no sooner.
+    /// One that holds locks, too: whoever waits for one has it when all is undone, and no sooner.
     ///
     /// # Errors
     /// There is no shell.
-    pub fn start_holding(lock: &File) -> Result<Self> {
-        Self::start_with(Some(lock))
-    }
-
-    fn start_with(lock: Option<&File>) -> Result<Self> {
+    pub fn start_holding(locks: &[&File]) -> Result<Self> {
         let mut command = Command::new("sh");
         command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
-        if let Some(descriptor) = lock.map(AsRawFd::as_raw_fd) {
+        for descriptor in locks.iter().map(|lock| lock.as_raw_fd()) {
             // SAFETY: fcntl is async-signal-safe; the file is open until the shell has started.
             unsafe {
                 command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
@@ -128,12 +124,22 @@ mod tests {
     }
 
     #[test]
+    fn nobody_has_to_read_what_a_keeper_says() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        // Its standard error goes to who is gone, as after Ctrl-C.
+        let script = format!("(printf 'touch {}\\necho word >&2\\n' | sh -c \"$0\") 2>&1 | true", file.display());
+        Command::new("sh").args(["-c", &script, SCRIPT]).status().expect("sh");
+        crate::process::wait_until("the change is undone", || file.exists());
+    }
+
+    #[test]
     fn a_lock_is_held_until_all_is_undone() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("lock");
         let lock = File::create(&path).expect("a file");
         lock.lock().expect("nobody has it");
-        let mut keeper = Keeper::start_holding(&lock).expect("a shell");
+        let mut keeper = Keeper::start_holding(&[&lock]).expect("a shell");
         let other = File::open(&path).expect("it is there");
         // As when its process ends.
         drop(lock);

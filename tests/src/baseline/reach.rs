@@ -64,7 +64,7 @@ impl Reach {
     /// Tries it, with swap space in `folder`, which is on a disk.
     ///
     /// # Errors
-    /// Not root; the host swaps already; a guest's pages were not what they had been.
+    /// A guest's pages were not what they had been; the host could not be put back.
     pub fn find(folder: &Path) -> Result<Self> {
         let kvm: Value = serde_json::from_str(&cistern(&["host", "--json"]).expect_status(0).stdout)?;
         // A trial would tell by chance: even with a quarter of its memory left one guest in 60 came through.
@@ -85,17 +85,21 @@ impl Reach {
 
 fn trial(folder: &Path) -> Result<Reach> {
     let baseline = Baseline { swap: Swap::File, merges: false };
-    let mut host = Host::prepare(baseline, FILLED_BYTES, SWAP_BYTES, folder)?;
-    let reach = match host.cgroup() {
-        Ok(cgroup) => of_limit(&cgroup)?,
-        Err(error) => Reach::Nothing(format!("{error:#}")),
+    let mut host = match Host::prepare(baseline, FILLED_BYTES, SWAP_BYTES, folder) {
+        Ok(host) => host,
+        Err(error) => return Ok(Reach::Nothing(format!("{error:#}"))),
     };
+    let tried = host.cgroup().and_then(|cgroup| of_limit(&cgroup));
     host.restore()?;
+    // What a host lacks for a trial it lacks for a limit.
+    let (reach, bad) = tried.unwrap_or_else(|error| (Reach::Nothing(format!("{error:#}")), 0));
+    ensure!(bad == 0, "{bad} pages of a guest were bad after it had been swapped");
     Ok(reach)
 }
 
-fn of_limit(cgroup: &Cgroup) -> Result<Reach> {
-    let nothing = |reason: &str| Ok(Reach::Nothing(format!("{}: {reason}", cgroup.version())));
+/// What a limit does, and how many pages were bad after it.
+fn of_limit(cgroup: &Cgroup) -> Result<(Reach, u64)> {
+    let nothing = |reason: &str, bad| Ok((Reach::Nothing(format!("{}: {reason}", cgroup.version())), bad));
     let mut command = Command::new(binary());
     command.args(["run", "--memory", "64M", "--cmdline", PROGRAM, "--kernel"]).arg(probe()).stdin(Stdio::null());
     cgroup.enter(&mut command)?;
@@ -103,11 +107,11 @@ fn of_limit(cgroup: &Cgroup) -> Result<Reach> {
     guest.wait_for_phase("fill");
     let charged_bytes = cgroup.usage()?.charged_bytes;
     if charged_bytes < FILLED_BYTES {
-        return nothing("guests' memory is not charged to it");
+        return nothing("guests' memory is not charged to it", 0);
     }
     let limit_bytes = charged_bytes / LIMIT_PART;
     if !cgroup.set_limit(limit_bytes)? {
-        return nothing("it is refused, as nothing can be reclaimed");
+        return nothing("it is refused, as nothing can be reclaimed", 0);
     }
     guest.catch_up();
     let (mut verifies, mut bad) = (0, 0);
@@ -121,11 +125,9 @@ fn of_limit(cgroup: &Cgroup) -> Result<Reach> {
         }
         (verifies >= VERIFIES && start.elapsed() >= TRIAL) || guest.has_ended()
     });
-    ensure!(bad == 0, "{bad} pages of a guest were bad after it had been swapped");
-    let usage = cgroup.usage()?;
-    match usage.swapped_bytes {
-        _ if guest.has_ended() => nothing("a guest that runs into it is killed"),
-        0 => nothing("nothing is swapped"),
-        _ => Ok(Reach::Guests(cgroup.version())),
+    match cgroup.usage()?.swapped_bytes {
+        _ if guest.has_ended() => nothing("a guest that runs into it is killed", bad),
+        0 => nothing("nothing is swapped", bad),
+        _ => Ok((Reach::Guests(cgroup.version()), bad)),
     }
 }

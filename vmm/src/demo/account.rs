@@ -149,6 +149,7 @@ mod tests {
             compressed_held_bytes: 14,
             swapped_bytes: 8 * PAGE_SIZE,
             resident_bytes: 22 * PAGE_SIZE,
+            unclassified_bytes: 0,
             merged_bytes: 30 * PAGE_SIZE,
             merging_saves_bytes: 32,
         };

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use cistern_memory::PAGE_SIZE;
 use cistern_memory::sharing::ksm::Ksmd;
 use serde::Serialize;
 use serde_json::Value;
@@ -10,7 +9,7 @@ use serde_json::Value;
 use super::goodput::Window;
 use super::stolen::stolen_time;
 use crate::guest_process::cpu::CpuTime;
-use crate::guest_process::held::{Held, number};
+use crate::guest_process::held::Held;
 use crate::guest_process::still::Taken;
 use crate::guest_process::watch::{Look, Observer};
 
@@ -38,12 +37,10 @@ impl Bytes {
     /// pages are that the VMM has not classified yet, which are all of a VM whose faults the kernel answers.
     pub fn of(memory: &Value, taken: Option<Taken>) -> Self {
         let (held, taken) = (Held::of(memory), taken.unwrap_or_default());
-        let unknown = number(&memory["pages"]["unknown"]) * PAGE_SIZE;
-        let known = held.resident_bytes.saturating_sub(unknown);
-        // When a VM is armed its pager learns which pages there are: those it still knows nothing of hold nothing.
-        let unclassified = if memory["armed"] == true { 0 } else { unknown };
-        let in_host = taken.pss_bytes.saturating_sub(known + held.compressed_held_bytes).min(unclassified);
-        let in_host_swap = taken.swap_bytes.min(unclassified - in_host);
+        let unknown = held.unclassified_bytes;
+        let known = held.resident_bytes - unknown;
+        let in_host = taken.pss_bytes.saturating_sub(known + held.compressed_held_bytes).min(unknown);
+        let in_host_swap = taken.swap_bytes.min(unknown - in_host);
         let unwritten = held.untouched_bytes + unknown - in_host - in_host_swap;
         let ballooned = held.ballooned_bytes.min(unwritten);
         let merged = held.merged_bytes.min(known);
@@ -196,6 +193,7 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
+    use cistern_memory::PAGE_SIZE;
     use serde_json::json;
 
     use super::*;

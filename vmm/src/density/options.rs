@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use cistern::config::StoreLimit;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::pool_options::Budget;
 use cistern::size::Size;
@@ -266,7 +267,7 @@ impl Plan {
             Some(Budget::Auto) | None => Size { bytes: automatic_budget_bytes().unwrap_or(0) },
         };
         if density.unmanaged
-            && let Some((flag, value)) = first_managed_flag(&options)
+            && let Some((flag, value)) = first_manager_flag(&options)
         {
             return Err(bad(flag, value, "with --unmanaged there is no pool, no paging and no sharing"));
         }
@@ -310,13 +311,25 @@ impl Plan {
 }
 
 /// A flag that has our memory manager do something, and its value.
-fn first_managed_flag(options: &RunOptions) -> Option<(&'static str, String)> {
+fn first_manager_flag(options: &RunOptions) -> Option<(&'static str, String)> {
     let sharing = options.sharing.filter(|mechanisms| *mechanisms != Mechanisms::OFF);
+    let ksm_tune = options.ksm_tune.filter(|tunes| *tunes);
     // The budget is noted in any case.
-    RunOptions { budget: None, ..options.clone() }
+    RunOptions { budget: None, ksm_tune, ..options.clone() }
         .first_pool_flag()
         .or_else(|| options.swap.as_ref().map(|folder| ("swap", folder.display().to_string())))
+        .or_else(|| options.store_limit.map(|limit| ("store-limit", in_words(limit))))
+        .or_else(|| options.codec.map(|codec| ("codec", format!("{codec:?}").to_lowercase())))
+        .or_else(|| options.reclaim_cpu.map(|percent| ("reclaim-cpu", percent.to_string())))
         .or_else(|| sharing.map(|mechanisms| ("sharing", mechanisms.to_string())))
+        .or_else(|| options.scan_cpu.map(|percent| ("scan-cpu", percent.to_string())))
+}
+
+fn in_words(limit: StoreLimit) -> String {
+    match limit {
+        StoreLimit::Size(size) => size.to_string(),
+        StoreLimit::Percent(percent) => format!("{percent}%"),
+    }
 }
 
 fn role(part: Part) -> Result<Role, OptionsError> {
@@ -404,6 +417,8 @@ mod tests {
             ("--guests 4 --disk a.img", "--disk"),
             ("--guests 4 --unmanaged --shares high", "--shares 20 a MiB: with --unmanaged there is no pool"),
             ("--guests 4 --unmanaged --swap /var/tmp", "--swap /var/tmp: with --unmanaged"),
+            ("--guests 4 --unmanaged --codec zstd", "--codec zstd: with --unmanaged"),
+            ("--guests 4 --unmanaged --store-limit 50%", "--store-limit 50%: with --unmanaged"),
             ("--guests 4 --unmanaged --sharing zero,ksm", "--sharing zero,ksm: with --unmanaged"),
             ("--guests 4 --mergeable", "--mergeable true: its pages are the kernel's to page: that takes --unmanaged"),
         ] {

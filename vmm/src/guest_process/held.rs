@@ -23,6 +23,8 @@ pub struct Held {
     pub swapped_bytes: u64,
     /// Pages in host memory as they are.
     pub resident_bytes: u64,
+    /// Of these, pages of which nothing is known, as their VM's faults are the kernel's to answer.
+    pub unclassified_bytes: u64,
     /// Of these, pages that are merged with equal ones.
     pub merged_bytes: u64,
     /// What these take less than as many pages of their own.
@@ -38,15 +40,20 @@ impl Held {
     /// From the answer to `GET /memory`.
     pub fn of(memory: &Value) -> Self {
         let pages = |state: &str| number(&memory["pages"][state]) * PAGE_SIZE;
+        // When a VM is armed its pager learns which pages there are: those it knows nothing of then hold nothing.
+        let is_armed = memory["armed"] == true;
+        let (unwritten_bytes, unclassified_bytes) =
+            if is_armed { (pages("unknown"), 0) } else { (0, pages("unknown")) };
         Self {
-            untouched_bytes: pages("untouched"),
+            untouched_bytes: pages("untouched") + unwritten_bytes,
+            unclassified_bytes,
             ballooned_bytes: number(&memory["balloon_inflated_bytes"]),
             zero_bytes: pages("zero"),
             duplicate_bytes: pages("duplicate"),
             compressed_bytes: pages("compressed"),
             compressed_held_bytes: number(&memory["compressed"]["held_bytes"]),
             swapped_bytes: pages("swapped"),
-            resident_bytes: ["resident", "aside", "in_flight", "unknown"].into_iter().map(pages).sum(),
+            resident_bytes: ["resident", "aside", "in_flight"].into_iter().map(pages).sum::<u64>() + unclassified_bytes,
             merged_bytes: number(&memory["sharing"]["merging"]["merged_pages"]) * PAGE_SIZE,
             merging_saves_bytes: number(&memory["sharing"]["merging"]["saved_bytes"]),
         }
@@ -67,6 +74,7 @@ impl Held {
         self.compressed_held_bytes += other.compressed_held_bytes;
         self.swapped_bytes += other.swapped_bytes;
         self.resident_bytes += other.resident_bytes;
+        self.unclassified_bytes += other.unclassified_bytes;
         self.merged_bytes += other.merged_bytes;
         self.merging_saves_bytes += other.merging_saves_bytes;
     }
