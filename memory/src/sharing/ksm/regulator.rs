@@ -17,7 +17,8 @@ const PASSES: u64 = 3;
 const NEW_PAGES: u64 = 256;
 const NEW_PART: u64 = 16;
 
-/// A pass that merges so many pages more, or this part of those that wait if that is more, is followed by another.
+/// A last pass that merges so many pages more, or this part of those that wait if that is more, is followed by as many again, and
+/// so are those if they do so together: where pages are written to meanwhile, one by itself may well end with less than before.
 const MERGED_PAGES: u64 = 64;
 const MERGED_PART: u64 = 64;
 
@@ -100,22 +101,22 @@ enum Work {
     /// All was judged but for less than would be new; so many pages remained.
     Judged { pages: u64 },
     /// There is, until the passes have reached this number; so many pages wait at the least since.
-    New { until_scans: u64, pages: u64, pass: Pass },
+    New { until_scans: u64, pages: u64, start: Start },
 }
 
-/// The pass that is under way.
+/// What the last passes start from: the one that is under way, or several together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pass {
-    /// How many had ended when it was seen first.
+struct Start {
+    /// It is left as it is until more passes than these have ended.
     after_scans: u64,
     /// The most pages that were merged until then: what is unmerged by a write and merged again is nothing gained.
     merged_pages: u64,
 }
 
-impl Pass {
+impl Start {
     fn next(self, look: &Look) -> Self {
         let merged_pages = self.merged_pages.max(look.merged_pages);
-        if look.full_scans == self.after_scans { self } else { Self { after_scans: look.full_scans, merged_pages } }
+        if look.full_scans <= self.after_scans { self } else { Self { after_scans: look.full_scans, merged_pages } }
     }
 }
 
@@ -125,19 +126,18 @@ impl Work {
         let (Self::Judged { pages } | Self::New { pages, .. }) = self;
         let is_new = waiting_pages >= pages.saturating_add(NEW_PAGES.max(pages / NEW_PART));
         let least_pages = pages.min(waiting_pages);
-        let has_merged =
-            |pass: Pass| merged_pages.saturating_sub(pass.merged_pages) >= MERGED_PAGES.max(least_pages / MERGED_PART);
-        let new = |until_scans, pages, pass| Self::New { until_scans, pages, pass };
+        let has_merged = |start: Start| {
+            merged_pages.saturating_sub(start.merged_pages) >= MERGED_PAGES.max(least_pages / MERGED_PART)
+        };
+        let new = |until_scans, pages, start| Self::New { until_scans, pages, start };
+        let until_scans_more = full_scans.saturating_add(PASSES);
         match self {
-            _ if is_new => {
-                let pass = Pass { after_scans: full_scans, merged_pages };
-                new(full_scans.saturating_add(PASSES), waiting_pages, pass)
+            _ if is_new => new(until_scans_more, waiting_pages, Start { after_scans: full_scans, merged_pages }),
+            Self::New { until_scans, start, .. } if waiting_pages > 0 && full_scans < until_scans => {
+                new(until_scans, least_pages, start.next(look))
             }
-            Self::New { until_scans, pass, .. } if waiting_pages > 0 && full_scans < until_scans => {
-                new(until_scans, least_pages, pass.next(look))
-            }
-            Self::New { pass, .. } if waiting_pages > 0 && has_merged(pass) => {
-                new(full_scans.saturating_add(1), least_pages, pass.next(look))
+            Self::New { start, .. } if waiting_pages > 0 && has_merged(start) => {
+                new(until_scans_more, least_pages, Start { after_scans: until_scans_more, merged_pages })
             }
             Self::New { .. } => Self::Judged { pages: waiting_pages },
             // Down with those that get merged after all: what comes instead is new.

@@ -186,20 +186,20 @@ fn what_comes_and_goes_does_not_make_it_oscillate() {
     let next = |work: Work, waiting_pages, full_scans| {
         work.next(&Look { waiting_pages, full_scans, merged_pages: 100_000, ..Look::default() })
     };
-    let pass = |after_scans| Pass { after_scans, merged_pages: 100_000 };
+    let start = |after_scans| Start { after_scans, merged_pages: 100_000 };
     for pages in [16_500, 16_999, 16_000, 16_999] {
         work = next(work, pages, 7);
     }
     assert_eq!(work, Work::Judged { pages: 16_000 }, "less than a 16th");
-    assert_eq!(next(work, 17_000, 7), Work::New { until_scans: 7 + PASSES, pages: 17_000, pass: pass(7) });
+    assert_eq!(next(work, 17_000, 7), Work::New { until_scans: 7 + PASSES, pages: 17_000, start: start(7) });
     // Merged pages let the level sink, and what is unmerged again is new only from there.
     let sunk = next(work, 10_000, 7);
     assert_eq!(sunk, Work::Judged { pages: 10_000 });
     assert_eq!(next(sunk, 10_624, 7), sunk);
     // A small rise during the passes does not put off their end, a large one does.
-    let new = Work::New { until_scans: 10, pages: 1000, pass: pass(9) };
+    let new = Work::New { until_scans: 10, pages: 1000, start: start(9) };
     assert_eq!(next(new, 1255, 9), new);
-    assert_eq!(next(new, 1256, 9), Work::New { until_scans: 12, pages: 1256, pass: pass(9) });
+    assert_eq!(next(new, 1256, 9), Work::New { until_scans: 12, pages: 1256, start: start(9) });
     assert_eq!(next(new, 1255, 10), Work::Judged { pages: 1255 });
     assert_eq!(next(new, 0, 8), Work::Judged { pages: 0 });
 }
@@ -217,8 +217,12 @@ fn as_long_as_passes_merge_they_go_on() {
     let merged = new.next(&look(0, 4)).next(&look(5000, 5)).next(&look(5000, 5));
     assert_eq!(merged.next(&look(5063, 6)), Work::Judged { pages: 4937 });
     let more = merged.next(&look(5100, 6));
-    assert!(matches!(more, Work::New { until_scans: 7, pages: 4900, .. }), "{more:?}");
-    assert_eq!(more.next(&look(5150, 6)).next(&look(5163, 7)), Work::Judged { pages: 4837 });
+    assert!(matches!(more, Work::New { until_scans: 9, pages: 4900, .. }), "{more:?}");
+    // Three more, which count together.
+    let two_more = more.next(&look(5130, 7)).next(&look(5150, 8));
+    assert_eq!(two_more.next(&look(5170, 9)), Work::Judged { pages: 4830 });
+    assert!(matches!(two_more.next(&look(5180, 9)), Work::New { until_scans: 12, .. }));
+    assert!(matches!(two_more.next(&look(5170, 8)), Work::New { until_scans: 9, .. }), "its last is under way");
     // What was merged before and is merged again is none either.
     let again = new.next(&look(5000, 4)).next(&look(4900, 5));
     assert_eq!(again.next(&look(5000, 6)), Work::Judged { pages: 5000 });
