@@ -1,5 +1,6 @@
 //! A machine, fully described: what [`crate::machine::Machine`] is built from.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -221,6 +222,15 @@ impl FromStr for StoreLimit {
                 _ => Err(refused(text, FORM)),
             },
             None => text.parse().map(Self::Size).map_err(|_: SizeError| refused(text, FORM)),
+        }
+    }
+}
+
+impl fmt::Display for StoreLimit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Size(size) => size.fmt(formatter),
+            Self::Percent(percent) => write!(formatter, "{percent}%"),
         }
     }
 }

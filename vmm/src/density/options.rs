@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use cistern::config::StoreLimit;
 use cistern::options::{OptionsError, RunOptions};
 use cistern::pool_options::Budget;
 use cistern::size::Size;
@@ -318,18 +317,11 @@ fn first_manager_flag(options: &RunOptions) -> Option<(&'static str, String)> {
     RunOptions { budget: None, ksm_tune, ..options.clone() }
         .first_pool_flag()
         .or_else(|| options.swap.as_ref().map(|folder| ("swap", folder.display().to_string())))
-        .or_else(|| options.store_limit.map(|limit| ("store-limit", in_words(limit))))
+        .or_else(|| options.store_limit.map(|limit| ("store-limit", limit.to_string())))
         .or_else(|| options.codec.map(|codec| ("codec", format!("{codec:?}").to_lowercase())))
         .or_else(|| options.reclaim_cpu.map(|percent| ("reclaim-cpu", percent.to_string())))
         .or_else(|| sharing.map(|mechanisms| ("sharing", mechanisms.to_string())))
         .or_else(|| options.scan_cpu.map(|percent| ("scan-cpu", percent.to_string())))
-}
-
-fn in_words(limit: StoreLimit) -> String {
-    match limit {
-        StoreLimit::Size(size) => size.to_string(),
-        StoreLimit::Percent(percent) => format!("{percent}%"),
-    }
 }
 
 fn role(part: Part) -> Result<Role, OptionsError> {
