@@ -4,7 +4,7 @@ use super::{Level, Pool, Standing, unsigned};
 
 /// Members unmerge at most one in so many bytes of what is spare before they have said how far they came: reports are a
 /// round old, and what was taken since is not to be given again.
-const STEP_PART: u64 = 4;
+const STEP_PART: i128 = 4;
 
 /// How many times over it is left free what members owe each other: it is an estimate of what others find out within seconds,
 /// and is forgotten here when they should have. The less is spare the less may be wrong with it.
@@ -13,14 +13,16 @@ const OWED_TIMES: i128 = 4;
 /// What each member's charge may come to by unmerging, when it may grow to `grow_to_bytes`. Who is backed gives what others
 /// wait for, and exchanges pages, so for it unmerging is growth like any other. What another has unmerged nobody gets back:
 /// it leaves free what is between the high line and halfway to the soft one, where balloons and pagers are asked to fill
-/// that up again if any can. From there on free memory is for growth alone.
+/// that up again if any can. From there on free memory is for growth alone: the more of that is gone, the further below its
+/// charge a member must come to unmerge, as charges go up and down with the estimate of what merging saves, and whoever took
+/// a page each time it is down would take all.
 pub(super) fn bounds(pool: &Pool, members: &[Standing], grow_to_bytes: &[u64]) -> Vec<u64> {
     let owed_bytes: i128 = members.iter().map(|member| i128::from(member.owed_bytes)).sum();
-    let spare_bytes = unsigned(pool.free_bytes(members) - i128::from(kept_bytes(pool)) - OWED_TIMES * owed_bytes);
-    let step_bytes = spare_bytes / STEP_PART / members.len().max(1) as u64;
+    let spare_bytes = pool.free_bytes(members) - i128::from(kept_bytes(pool)) - OWED_TIMES * owed_bytes;
+    let step_bytes = spare_bytes / STEP_PART / members.len().max(1) as i128;
     let bound = |(member, &grow_to_bytes): (&Standing, &u64)| match member.has_backing {
         true => grow_to_bytes,
-        false => grow_to_bytes.min(member.charge_bytes.saturating_add(step_bytes)),
+        false => grow_to_bytes.min(unsigned(i128::from(member.charge_bytes) + step_bytes)),
     };
     members.iter().zip(grow_to_bytes).map(bound).collect()
 }
@@ -64,20 +66,37 @@ mod tests {
         let members = [member(500, false), member(449, false)];
         assert_eq!(bounds(&pool(51), &members, &[540, 500]), [500, 449], "less than a byte each");
         assert_eq!(bounds(&pool(45), &members, &[540, 500]), [500, 449]);
-        assert_eq!(bounds(&pool(-5), &members, &[480, 449]), [480, 449]);
+        assert_eq!(bounds(&pool(-5), &members, &[480, 449]), [480, 443], "a quarter of what is missing below");
+    }
+
+    #[test]
+    fn charges_that_go_up_and_down_take_what_is_kept_no_further_than_they_do() {
+        let (budget_bytes, dip_bytes) = (100_000, 4);
+        let mut held_bytes = [31_000, 31_000, 31_000];
+        for round in 0..10_000 {
+            let free_bytes = budget_bytes as i64 - held_bytes.iter().sum::<u64>() as i64;
+            let pool = Pool { budget_bytes, ..pool(free_bytes) };
+            let told = bounds(&pool, &held_bytes.map(|bytes| member(bytes, false)), &[budget_bytes; 3]);
+            let charge_bytes = held_bytes[round % 3] - dip_bytes;
+            held_bytes[round % 3] += told[round % 3].saturating_sub(charge_bytes);
+        }
+        let most_bytes = budget_bytes - kept_bytes(&Pool { budget_bytes, ..pool(0) });
+        let taken_bytes = held_bytes.iter().sum::<u64>();
+        let most_below = 3 * STEP_PART as u64 * (dip_bytes + 1);
+        assert!((most_bytes..=most_bytes + most_below).contains(&taken_bytes), "{taken_bytes} of {most_bytes}");
     }
 
     #[test]
     fn what_others_do_not_know_of_yet_is_left_free() {
         let owing = |owed_bytes| Standing { owed_bytes, ..member(500, false) };
         let told = |owed_bytes| bounds(&pool(98), &[owing(owed_bytes), member(400, false)], &[540, 450]);
-        assert_eq!([told(0), told(6), told(12), told(40)], [[506, 406], [503, 403], [500, 400], [500, 400]]);
+        assert_eq!([told(0), told(6), told(12), told(40)], [[506, 406], [503, 403], [500, 400], [486, 386]]);
     }
 
     #[test]
     fn who_gives_may_unmerge_as_it_may_grow() {
         let members = [member(500, true), member(480, false)];
-        assert_eq!(bounds(&pool(20), &members, &[510, 485]), [510, 480]);
+        assert_eq!(bounds(&pool(20), &members, &[510, 485]), [510, 477]);
         assert_eq!((limit_bytes(1000, true), limit_bytes(1000, false)), (1000, 950));
     }
 

@@ -132,7 +132,8 @@ impl Work {
         let new = |until_scans, pages, start| Self::New { until_scans, pages, start };
         let until_scans_more = full_scans.saturating_add(PASSES);
         match self {
-            _ if is_new => new(until_scans_more, waiting_pages, Start { after_scans: full_scans, merged_pages }),
+            // What counts as merged before the first pass may be of processes that are gone: ksmd forgets them as it goes.
+            _ if is_new => new(until_scans_more, waiting_pages, Start { after_scans: full_scans, merged_pages: 0 }),
             Self::New { until_scans, start, .. } if waiting_pages > 0 && full_scans < until_scans => {
                 new(until_scans, least_pages, start.next(look))
             }

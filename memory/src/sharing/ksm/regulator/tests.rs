@@ -186,7 +186,7 @@ fn what_comes_and_goes_does_not_make_it_oscillate() {
     let next = |work: Work, waiting_pages, full_scans| {
         work.next(&Look { waiting_pages, full_scans, merged_pages: 100_000, ..Look::default() })
     };
-    let start = |after_scans| Start { after_scans, merged_pages: 100_000 };
+    let start = |after_scans| Start { after_scans, merged_pages: 0 };
     for pages in [16_500, 16_999, 16_000, 16_999] {
         work = next(work, pages, 7);
     }
@@ -197,7 +197,7 @@ fn what_comes_and_goes_does_not_make_it_oscillate() {
     assert_eq!(sunk, Work::Judged { pages: 10_000 });
     assert_eq!(next(sunk, 10_624, 7), sunk);
     // A small rise during the passes does not put off their end, a large one does.
-    let new = Work::New { until_scans: 10, pages: 1000, start: start(9) };
+    let new = Work::New { until_scans: 10, pages: 1000, start: Start { after_scans: 9, merged_pages: 100_000 } };
     assert_eq!(next(new, 1255, 9), new);
     assert_eq!(next(new, 1256, 9), Work::New { until_scans: 12, pages: 1256, start: start(9) });
     assert_eq!(next(new, 1255, 10), Work::Judged { pages: 1255 });
@@ -223,6 +223,10 @@ fn as_long_as_passes_merge_they_go_on() {
     assert_eq!(two_more.next(&look(5170, 9)), Work::Judged { pages: 4830 });
     assert!(matches!(two_more.next(&look(5180, 9)), Work::New { until_scans: 12, .. }));
     assert!(matches!(two_more.next(&look(5170, 8)), Work::New { until_scans: 9, .. }), "its last is under way");
+    // What is still counted of processes that are gone is no more than there is to come.
+    let stale = Work::Judged { pages: 0 }.next(&Look { merged_pages: 18_000, ..look(0, 3) });
+    let merged = stale.next(&look(500, 4)).next(&look(1300, 5));
+    assert!(matches!(merged.next(&look(1800, 6)), Work::New { until_scans: 9, .. }));
     // What was merged before and is merged again is none either.
     let again = new.next(&look(5000, 4)).next(&look(4900, 5));
     assert_eq!(again.next(&look(5000, 6)), Work::Judged { pages: 5000 });
