@@ -24,6 +24,9 @@ const GUESTS: u64 = 8;
 const GUESTS_SHORT: u64 = 2;
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long guests run between two looks, each of which stops them all.
+const INTERVAL: Duration = Duration::from_secs(1);
+
 /// The most that each may cost. The short version does not wait until it is that little.
 const MOST_MIB: u64 = 8;
 const MOST_MIB_SHORT: u64 = 16;
@@ -34,7 +37,7 @@ const SHELL_FLAGS: &[&str] = &["--memory", "128M", "--cpus", "1"];
 
 /// What the pool has for the one that works, which is less than it walks through, and less than its shares are worth beside
 /// guests that idle. The second of two must find room to load its kernel.
-const WORKER_MIB: u64 = 8;
+const WORKER_MIB: u64 = 4;
 const WORKER_MIB_SHORT: u64 = 32;
 const WORKER_FILL: &str = "fill:64M,zero=15,dup=20,text=45,random=20,seed=1";
 const WORKER_WALK: &str = "walk:64M,touches=1000,write=20;idle:0.2";
@@ -136,6 +139,7 @@ pub fn run(plan: &Plan) -> Report {
         wait_until("guests that small, everything included", || {
             let is_enough = costs.iter().all(|cost| cost.most() <= most_mib * MIB);
             if !is_enough {
+                thread::sleep(INTERVAL);
                 costs = look();
             }
             is_enough

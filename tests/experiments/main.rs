@@ -8,6 +8,7 @@ mod active_tracking;
 mod balloon_fidelity;
 mod compression_vs_swap;
 mod confines;
+mod density;
 mod file_io;
 mod idle_linux;
 mod idle_tax;
@@ -125,11 +126,11 @@ fn refusal(arguments: &Arguments, name: &str, wanted: &[&Scenario]) -> Option<St
         (Flag::Mixes, !arguments.mixes.is_empty()),
         (Flag::Guests, arguments.guests.is_some()),
     ];
-    let is_useless = |flag: &Flag| wanted.iter().all(|scenario| !scenario.takes.contains(flag));
+    let is_useless = |flag: &Flag| wanted.iter().all(|scenario| !scenario.has_use_for(*flag));
     if let Some((flag, _)) = given.into_iter().find(|(flag, is_given)| *is_given && is_useless(flag)) {
         return Some(format!("{name} has no use for {flag}"));
     }
-    let is_measured = |way: &Way| wanted.iter().any(|scenario| (scenario.measures)(*way));
+    let is_measured = |way: &Way| wanted.iter().any(|scenario| scenario.can_measure(*way));
     if let Some(way) = arguments.ways.iter().find(|way| !is_measured(way)) {
         return Some(format!("{name} does not measure {way}"));
     }

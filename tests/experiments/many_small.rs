@@ -1,16 +1,16 @@
 //! Many small guests at once, each of which fills half of what it has, and what they take of the host by every account there is.
 
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use cistern_memory::PAGE_SIZE;
 use cistern_tests::chart::Chart;
 use cistern_tests::memory_group::MemoryGroup;
 use cistern_tests::paged::{MIB, folder_on_disk};
-use cistern_tests::process::{binary, ends_with_this_thread};
+use cistern_tests::process::binary;
 use serde_json::Value;
 
+use crate::density::Density;
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::Plan;
 
@@ -52,19 +52,14 @@ pub fn run(plan: &Plan) -> Report {
     let program = format!("fill:{filled},zero={ZERO_PERCENT},dup=20,text=45,random=20,seed={{n}};idle:{IDLE_S};verify");
     command.args(["density", "--json", "--guests", &guests.to_string(), "--memory", &plan.size(MEMORY_MIB)]);
     command.args(["--budget", &plan.size(budget_mib), "--probe", &program, "--swap"]).arg(folder.path());
-    ends_with_this_thread(&mut command, libc::SIGTERM);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.expect("cistern starts");
-    let density = thread::spawn(move || child.wait_with_output());
-    let (started, mut course) = (Instant::now(), Vec::new());
-    while !density.is_finished() {
-        let charged = group.as_ref().and_then(MemoryGroup::charged);
-        course.extend(charged.map(|charged| (started.elapsed().as_secs_f64(), charged.bytes())));
-        thread::sleep(INTERVAL);
-    }
-    let output = density.join().expect("it only waits").expect("it is a child");
-    let failed = String::from_utf8_lossy(&output.stderr);
-    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("density failed: {failed}"));
+    let mut course = Vec::new();
+    let found = Density::start(&mut command).and_then(|density| {
+        density.watch(INTERVAL, |seconds| {
+            let charged = group.as_ref().and_then(MemoryGroup::charged);
+            course.extend(charged.map(|charged| (seconds, charged.bytes())));
+        })
+    });
+    let found = found.unwrap_or_else(|error| panic!("density failed: {error:#}"));
     tell(&mut report, plan, guests, most_mib, &found, course.iter().map(|(_, bytes)| *bytes).max());
 
     let mib = |bytes: u64| bytes as f64 / MIB as f64;

@@ -2,8 +2,7 @@
 //! memory, the kernel's own for zram and zswap counted in.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,11 +12,12 @@ use cistern_tests::baseline::{Baseline, Compressor, Swap};
 use cistern_tests::chart::Chart;
 use cistern_tests::cpu_time;
 use cistern_tests::paged::{MIB, folder_on_disk};
-use cistern_tests::process::{binary, children, ends_with_this_thread};
+use cistern_tests::process::{binary, children};
 use cistern_tests::samples::private_bytes;
 use serde_json::Value;
 
 use crate::confines::Confines;
+use crate::density::Density;
 use crate::mix::{self, Mix};
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::Plan;
@@ -356,27 +356,19 @@ fn pack(plan: &Plan, mix: &Mix, way: Way, near: u64) -> Result<Packed> {
     command.args(flags(way, folder.path())).args(mix.programs(plan)).env("TMPDIR", folder.path());
     command.args(if plan.is_short { &[][..] } else { &TIMES[..] });
     confines.enter(&mut command)?;
-    // It ends its guests then, those that are stopped as well.
-    ends_with_this_thread(&mut command, libc::SIGTERM);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (pid, started, mut course) = (child.id(), Instant::now(), Vec::new());
+    let (started, density, mut course) = (Instant::now(), Density::start(&mut command)?, Vec::new());
+    let pid = density.pid();
     confines.watch(move || children(pid));
-    let density = thread::spawn(move || child.wait_with_output());
-    while !density.is_finished() {
+    let found = density.watch(INTERVAL, |seconds| {
         let private_bytes = || children(pid).into_iter().filter_map(private_bytes).sum();
         let taken_bytes = confines.taken_bytes().unwrap_or_else(private_bytes);
-        course.push((started.elapsed().as_secs_f64(), taken_bytes as f64 / MIB as f64));
-        thread::sleep(INTERVAL);
-    }
-    let output = density.join().expect("it only waits");
+        course.push((seconds, taken_bytes as f64 / MIB as f64));
+    });
     let reclaim_cpu_percent = cpu_time::of_reclaimer().div_duration_f64(started.elapsed()) * 100.0;
     let work = confines.finish()?;
-    let output = output?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let found: Value =
-        serde_json::from_str(&said).with_context(|| String::from_utf8_lossy(&output.stderr).trim_end().to_owned())?;
+    let found = found?;
     ensure!(found["is_max"] != true || found["has_passed"] == true, "not even one guest keeps its goodput");
-    packed(way, &found, work, reclaim_cpu_percent, course).with_context(|| format!("density said {said}"))
+    packed(way, &found, work, reclaim_cpu_percent, course).with_context(|| format!("density said {found}"))
 }
 
 fn packed(

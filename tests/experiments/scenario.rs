@@ -91,25 +91,36 @@ pub struct Scenario {
     pub name: &'static str,
     /// The part, and the paper it is from.
     pub paper: (&'static str, &'static str),
-    /// What it has a use for.
-    pub takes: &'static [Flag],
-    /// Ways that it can measure, where it has a use for them.
-    pub measures: fn(Way) -> bool,
+    /// What it has a use for, besides ways.
+    takes: &'static [Flag],
+    /// Which ways it measures, where it has a use for them.
+    measures: Option<fn(Way) -> bool>,
     /// It sets up what is the whole host's: swap, KSM, a network.
     pub needs_root: bool,
     /// Runs it.
     pub run: fn(&Plan) -> Report,
 }
 
+impl Scenario {
+    /// Whether a flag changes what it does.
+    pub fn has_use_for(&self, flag: Flag) -> bool {
+        match flag {
+            Flag::Ways => self.measures.is_some(),
+            Flag::Scale | Flag::Mixes | Flag::Guests => self.takes.contains(&flag),
+        }
+    }
+
+    /// Whether it can be run under a way.
+    pub fn can_measure(&self, way: Way) -> bool {
+        self.measures.is_some_and(|measures| measures(way))
+    }
+}
+
 /// Where most of them are from.
 const ESX: &str = "Waldspurger, Memory Resource Management in VMware ESX Server, OSDI 2002";
 
-/// Of those that measure no ways.
-const NO_WAY: fn(Way) -> bool = |_| false;
-
-/// What most take, and those that put a Linux guest to work.
+/// What most take.
 const SCALED: &[Flag] = &[Flag::Scale];
-const WORKLOADS: &[Flag] = &[Flag::Scale, Flag::Ways];
 
 /// All of them.
 pub const SCENARIOS: &[Scenario] = &[
@@ -117,7 +128,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "two-tanks",
         paper: ("the classic story, with the levels, balloon and tax of", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: two_tanks::run,
     },
@@ -125,7 +136,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "idle-tax",
         paper: ("figure 7:", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: idle_tax::run,
     },
@@ -133,7 +144,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "shares",
         paper: ("the rule of shares-per-page:", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: shares::run,
     },
@@ -141,7 +152,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "watermarks",
         paper: ("the levels of free memory:", ESX),
         takes: &[],
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: watermarks::run,
     },
@@ -149,7 +160,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "compression-vs-swap",
         paper: ("the compression cache of", "VMware, Understanding Memory Resource Management in VMware ESX 4.1, 2010"),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: compression_vs_swap::run,
     },
@@ -157,7 +168,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "tps-scaling",
         paper: ("figure 4:", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: true,
         run: tps_scaling::run,
     },
@@ -165,7 +176,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "active-tracking",
         paper: ("figure 6:", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: active_tracking::run,
     },
@@ -173,7 +184,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "balloon-fidelity",
         paper: ("figure 5:", ESX),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: balloon_fidelity::run,
     },
@@ -181,7 +192,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "proactive",
         paper: ("cold memory:", "Lagar-Cavilla, Software-Defined Far Memory, ASPLOS 2019; Weiner, TMO, ASPLOS 2022"),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: proactive::run,
     },
@@ -189,7 +200,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "scan-efficiency",
         paper: ("memory saved for CPU time:", "Xia, UKSM: Swift Memory Deduplication, FAST 2018"),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: true,
         run: scan_efficiency::run,
     },
@@ -197,7 +208,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "idle-linux",
         paper: ("what an idle guest costs:", "the specification of Firecracker, and what it leaves out"),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: idle_linux::run,
     },
@@ -205,23 +216,23 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "many-small",
         paper: ("small guests that fill what they have, at once", "in the memory of a small host"),
         takes: SCALED,
-        measures: NO_WAY,
+        measures: None,
         needs_root: false,
         run: many_small::run,
     },
     Scenario {
         name: "packing",
         paper: ("guests that a budget holds, beside", "zram, zswap, swap files and KSM at ksmtuned's settings"),
-        takes: &[Flag::Scale, Flag::Ways, Flag::Guests],
-        measures: Way::is_packed,
+        takes: &[Flag::Scale, Flag::Guests],
+        measures: Some(Way::is_packed),
         needs_root: true,
         run: packing::run,
     },
     Scenario {
         name: "packing-mixes",
         paper: ("the same for other guests, beside", "what Linux hosts use most"),
-        takes: &[Flag::Scale, Flag::Ways, Flag::Mixes, Flag::Guests],
-        measures: Way::is_packed,
+        takes: &[Flag::Scale, Flag::Mixes, Flag::Guests],
+        measures: Some(Way::is_packed),
         needs_root: true,
         run: packing::run_mixes,
     },
@@ -231,24 +242,24 @@ pub const SCENARIOS: &[Scenario] = &[
             "a cache in a Linux guest where memory is short:",
             "gets and sets a second, beside zram, zswap and swap files",
         ),
-        takes: WORKLOADS,
-        measures: Way::is_worked_under,
+        takes: SCALED,
+        measures: Some(Way::is_worked_under),
         needs_root: true,
         run: memcached::run,
     },
     Scenario {
         name: "network",
         paper: ("TCP of a Linux guest where memory is short:", "throughput and answers, beside the same"),
-        takes: WORKLOADS,
-        measures: Way::is_worked_under,
+        takes: SCALED,
+        measures: Some(Way::is_worked_under),
         needs_root: true,
         run: network::run,
     },
     Scenario {
         name: "file-io",
         paper: ("the disk of a Linux guest that is nearly full", "where memory is short, beside the same"),
-        takes: WORKLOADS,
-        measures: Way::is_worked_under,
+        takes: SCALED,
+        measures: Some(Way::is_worked_under),
         needs_root: false,
         run: file_io::run,
     },
