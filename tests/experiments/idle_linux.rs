@@ -18,6 +18,7 @@ use cistern_tests::watch::{Still, page_tables_bytes, pss_with_files_bytes};
 use crate::report::{NOT_PUBLISHED, Report};
 use crate::scenario::Plan;
 use crate::walks::working;
+use crate::way::Setting;
 
 /// How many idle, and for how long.
 const GUESTS: u64 = 8;
@@ -37,7 +38,7 @@ const SHELL_FLAGS: &[&str] = &["--memory", "128M", "--cpus", "1"];
 
 /// What the pool has for the one that works, which is less than it walks through, and less than its shares are worth beside
 /// guests that idle. The second of two must find room to load its kernel.
-const WORKER_MIB: u64 = 4;
+const WORKER_MIB: u64 = 8;
 const WORKER_MIB_SHORT: u64 = 32;
 const WORKER_FILL: &str = "fill:64M,zero=15,dup=20,text=45,random=20,seed=1";
 const WORKER_WALK: &str = "walk:64M,touches=1000,write=20;idle:0.2";
@@ -102,7 +103,8 @@ impl Cost {
 pub fn run(plan: &Plan) -> Report {
     let mut report = Report::new(
         "Firecracker's figure is a bound, and of the VMM alone. Idle is a guest whose interactive shell waits on the serial console; \
-         it answers while another guest wants more memory than there is. --scale has so many times as many guests",
+         it answers while another guest wants more memory than there is. The pool has the settings for hosts full of guests that idle \
+         (ours-packed). --scale has so many times as many guests",
     );
     let (guests, most_mib, worker_mib) = match plan.is_short {
         true => (GUESTS_SHORT, MOST_MIB_SHORT, WORKER_MIB_SHORT),
@@ -112,7 +114,9 @@ pub fn run(plan: &Plan) -> Report {
     let budget = format!("{}M", guests * MOST_MIB + worker_mib);
     // Removed after the guests are gone.
     let groups: Vec<_> = idle.clone().map(|index| MemoryGroup::new(&format!("idle{index}"))).collect();
-    let mut pool = TestPool::new(&["--budget", &budget, "--swap", "SWAP"]);
+    let settings = Setting::Packed.flags();
+    let flags = ["--budget", &budget, "--swap", "SWAP"].into_iter().chain(settings.split(' '));
+    let mut pool = TestPool::new(&flags.collect::<Vec<_>>());
     let recorder = Recorder::start(pool.folder());
     let mut before = Vec::new();
     for (index, group) in groups.iter().enumerate() {
