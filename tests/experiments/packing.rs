@@ -104,13 +104,11 @@ impl Goodput {
 /// All ways, each once; the best of Linux's and the best of ours as often as it takes for a median.
 pub fn run(plan: &Plan) -> Report {
     let mut bench = Bench::new(plan);
-    let mut measured = Vec::new();
     let ours = bench.settings().iter().copied().map(Way::Ours);
     let ways = ours.chain(bench.grid().into_iter().map(Way::Linux)).collect();
-    for way in bench.apart(plan.wanted(ways)) {
-        measured.extend(bench.measure(&mix::USUAL, way).and_then(|packed| Some((way, packed.score(plan)?))));
-    }
-    bench.compare(&measured);
+    let ways = bench.apart(plan.wanted(ways));
+    let packed: Vec<_> = ways.into_iter().filter_map(|way| bench.measure(&mix::USUAL, way)).collect();
+    bench.compare(&packed);
     bench.show_what_fits(&mix::USUAL);
     bench.report.row("UKSM", NOT_PUBLISHED, "absent: a patch that follows Linux at a distance");
     bench.report.row("zcache", NOT_PUBLISHED, "absent: taken out of Linux 3.11 in favour of zswap");
@@ -134,16 +132,12 @@ pub fn run_mixes(plan: &Plan) -> Report {
     for mix in mix::OTHERS[..others].iter().filter(is_wanted) {
         let packed: Vec<_> = ways.iter().filter_map(|&way| bench.measure(mix, way)).collect();
         bench.show_what_fits(mix);
-        let measured: Vec<_> = packed.iter().filter_map(|packed| Some((packed.way, packed.score(plan)?))).collect();
+        let measured = scores(plan, &packed);
         let (Some(ours), Some(theirs)) = (verdict::best(&measured, true), verdict::best(&measured, false)) else {
             continue;
         };
         let times = ours.1.times(theirs.1);
-        let spent = packed.iter().find(|packed| packed.way == ours.0).and_then(|packed| packed.spent.as_ref());
-        let behind = match spent.filter(|_| times.is_some_and(|times| times < BEHIND)) {
-            Some(spent) => format!(": behind, and this is what it took: {spent}"),
-            None => String::new(),
-        };
+        let behind = behind(&packed, ours.0, times);
         let name = format!("{}: the better of ours by the better of these", mix.name);
         let found =
             format!("{} ({} by {}: {} by {}){behind}", verdict::in_words(times), ours.0, theirs.0, ours.1, theirs.1);
@@ -295,16 +289,18 @@ impl<'a> Bench<'a> {
 
     /// Says what KSM adds to zswap, and puts the best of ours and of the others beside each other: where the most is looked for,
     /// the medians of measuring them again.
-    fn compare(&mut self, measured: &[(Way, Score)]) {
-        for (name, verdict) in verdict::of_merging(measured) {
+    fn compare(&mut self, packed: &[Packed]) {
+        let measured = scores(self.plan, packed);
+        for (name, verdict) in verdict::of_merging(&measured) {
             self.report.row(name, NOT_PUBLISHED, verdict);
         }
-        let (Some(ours), Some(theirs)) = (verdict::best(measured, true), verdict::best(measured, false)) else {
+        let (Some(ours), Some(theirs)) = (verdict::best(&measured, true), verdict::best(&measured, false)) else {
             return;
         };
         let (Score::Guests(our_guests), Score::Guests(their_guests)) = (ours.1, theirs.1) else {
-            let times = verdict::in_words(ours.1.times(theirs.1));
-            let found = format!("{times} ({} by {}: {} by {})", ours.0, theirs.0, ours.1, theirs.1);
+            let times = ours.1.times(theirs.1);
+            let (words, behind) = (verdict::in_words(times), behind(packed, ours.0, times));
+            let found = format!("{words} ({} by {}: {} by {}){behind}", ours.0, theirs.0, ours.1, theirs.1);
             return self.report.row("the best of ours by the best of these", NOT_PUBLISHED, found);
         };
         let mut both = [(ours.0, vec![our_guests]), (theirs.0, vec![their_guests])];
@@ -313,6 +309,7 @@ impl<'a> Bench<'a> {
                 guests.extend(self.measure(&mix::USUAL, *way).map(|packed| packed.guests));
             }
         }
+        let way = ours.0;
         let is_complete = both.iter().all(|(_, guests)| guests.len() == TURNS);
         let [(ours, all_ours), (theirs, all_theirs)] =
             both.map(|(way, guests)| (verdict::median(guests.clone()), format!("{guests:?}, {way}")));
@@ -322,8 +319,23 @@ impl<'a> Bench<'a> {
             true => "reached",
             false => "not reached",
         };
-        let found = format!("{ratio:.2} ({ASKED} {verdict}): {ours} of {all_ours} by {theirs} of {all_theirs}");
+        let behind = behind(packed, way, Some(ratio));
+        let found = format!("{ratio:.2} ({ASKED} {verdict}): {ours} of {all_ours} by {theirs} of {all_theirs}{behind}");
         self.report.row("the best of ours by the best of these, medians", NOT_PUBLISHED, found);
+    }
+}
+
+/// What each has come to, of those that tell.
+fn scores(plan: &Plan, packed: &[Packed]) -> Vec<(Way, Score)> {
+    packed.iter().filter_map(|packed| Some((packed.way, packed.score(plan)?))).collect()
+}
+
+/// What a way of ours took, where it comes to less than nearly all of the best other one.
+fn behind(packed: &[Packed], way: Way, times: Option<f64>) -> String {
+    let spent = packed.iter().find(|packed| packed.way == way).and_then(|packed| packed.spent.as_ref());
+    match spent.filter(|_| times.is_some_and(|times| times < BEHIND)) {
+        Some(spent) => format!(": behind, and this is what it took: {spent}"),
+        None => String::new(),
     }
 }
 
