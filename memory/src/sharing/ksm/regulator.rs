@@ -109,7 +109,8 @@ enum Work {
 struct Start {
     /// It is left as it is until more passes than these have ended.
     after_scans: u64,
-    /// The most pages that were merged until then: what is unmerged by a write and merged again is nothing gained.
+    /// The most pages that were merged at an end of passes, 0 before the first: what is unmerged by a write and merged again is
+    /// nothing gained.
     merged_pages: u64,
 }
 

@@ -223,7 +223,7 @@ fn as_long_as_passes_merge_they_go_on() {
     assert_eq!(two_more.next(&look(5170, 9)), Work::Judged { pages: 4830 });
     assert!(matches!(two_more.next(&look(5180, 9)), Work::New { until_scans: 12, .. }));
     assert!(matches!(two_more.next(&look(5170, 8)), Work::New { until_scans: 9, .. }), "its last is under way");
-    // What is still counted of processes that are gone is no more than there is to come.
+    // Pages that are still counted of processes that are gone need not be merged anew before anything is progress.
     let stale = Work::Judged { pages: 0 }.next(&Look { merged_pages: 18_000, ..look(0, 3) });
     let merged = stale.next(&look(500, 4)).next(&look(1300, 5));
     assert!(matches!(merged.next(&look(1800, 6)), Work::New { until_scans: 9, .. }));
