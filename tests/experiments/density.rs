@@ -23,7 +23,8 @@ impl Density {
     /// It cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
         ends_with_this_thread(command, libc::SIGTERM);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.with_context(|| format!("{} does not start", command.get_program().display()))?;
         let (pid, started) = (child.id(), Instant::now());
         Ok(Self { pid, started, ended: thread::spawn(move || child.wait_with_output()) })
     }

@@ -115,7 +115,7 @@ impl Stage {
             Way::Ours(_) => matches!(plan.reach(), Reach::Guests(_)),
             Way::Unlimited => false,
         };
-        let confines = is_confined.then(|| Confines::prepare(plan.reach(), way, budget_bytes, folder.path()));
+        let confines = is_confined.then(|| Confines::prepare(plan, way, budget_bytes, folder.path()));
         let mut confines = match (way, confines.transpose()) {
             (Way::Linux(_), confines) => confines.context(NotHere)?,
             (_, confines) => confines?,
