@@ -12,17 +12,11 @@ use cistern_tests::baseline::reach::Reach;
 use cistern_tests::baseline::reclaimer::{Reclaimer, Work};
 use cistern_tests::baseline::{Baseline, Swap};
 
-use crate::scenario::Plan;
 use crate::way::Way;
 
 /// In a cgroup our pool has this part less: what is charged there besides and a pool does not count, KVM's own memory and that of
 /// `density` itself.
 const UNCOUNTED_PART: u64 = 16;
-
-/// Room in the kernel's swap, in budgets: more than guests fill that keep any of their goodput, as our own file has no end either.
-/// The short version's few fill one and a half.
-const SWAP_BUDGETS: u64 = 16;
-const SWAP_BUDGETS_SHORT: u64 = 4;
 
 /// What ours wants of the host, beside no swap: that KSM, which its leader may drive, is put back.
 const HOST_OF_OURS: Baseline = Baseline { swap: Swap::Nothing, merges: true };
@@ -38,15 +32,14 @@ pub struct Confines {
 }
 
 impl Confines {
-    /// Sets the host up, with swap in `folder`, which is on a disk. A limit is in force when this returns.
+    /// Sets the host up, with room for `swap_bytes` in `folder`, which is on a disk. A limit is in force when this returns.
     ///
     /// # Errors
     /// The host lacks what it takes, which is named; this is not root.
-    pub fn prepare(plan: &Plan, way: Way, budget_bytes: u64, folder: &Path) -> Result<Self> {
+    pub fn prepare(reach: &Reach, way: Way, budget_bytes: u64, swap_bytes: u64, folder: &Path) -> Result<Self> {
         let baseline = way.of_linux().unwrap_or(HOST_OF_OURS);
-        let swap_budgets = if plan.is_short { SWAP_BUDGETS_SHORT } else { SWAP_BUDGETS };
-        let mut host = Host::prepare(baseline, budget_bytes, swap_budgets * budget_bytes, folder)?;
-        let cgroup = matches!(plan.reach(), Reach::Guests(_)).then(|| host.cgroup()).transpose()?;
+        let mut host = Host::prepare(baseline, budget_bytes, swap_bytes, folder)?;
+        let cgroup = matches!(reach, Reach::Guests(_)).then(|| host.cgroup()).transpose()?;
         if cgroup.is_none() {
             host.expect_slow_for_everybody()?;
         }

@@ -114,9 +114,7 @@ pub fn run(plan: &Plan) -> Report {
     let budget = format!("{}M", guests * MOST_MIB + worker_mib);
     // Removed after the guests are gone.
     let groups: Vec<_> = idle.clone().map(|index| MemoryGroup::new(&format!("idle{index}"))).collect();
-    let settings = Setting::Packed.flags();
-    let flags = ["--budget", &budget, "--swap", "SWAP"].into_iter().chain(settings.split(' '));
-    let mut pool = TestPool::new(&flags.collect::<Vec<_>>());
+    let mut pool = TestPool::new(&[&["--budget", &budget, "--swap", "SWAP"], Setting::Packed.flags()].concat());
     let recorder = Recorder::start(pool.folder());
     let mut before = Vec::new();
     for (index, group) in groups.iter().enumerate() {

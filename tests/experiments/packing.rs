@@ -31,6 +31,11 @@ const BUDGET_MIB: u64 = 512;
 const FEW: u64 = 4;
 const FEW_BUDGET_MIB: u64 = 96;
 
+/// Room in the kernel's swap, in budgets: more than guests fill that keep any of their goodput, as our own file has no end either.
+/// The few of the short version fill less than two, and have a nested host's small disk.
+const SWAP_BUDGETS: u64 = 16;
+const SWAP_BUDGETS_SHORT: u64 = 4;
+
 /// How often what is taken is drawn.
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -136,12 +141,8 @@ pub fn run_mixes(plan: &Plan) -> Report {
         let (Some(ours), Some(theirs)) = (verdict::best(&measured, true), verdict::best(&measured, false)) else {
             continue;
         };
-        let times = ours.1.times(theirs.1);
-        let behind = behind(&packed, ours.0, times);
         let name = format!("{}: the better of ours by the better of these", mix.name);
-        let found =
-            format!("{} ({} by {}: {} by {}){behind}", verdict::in_words(times), ours.0, theirs.0, ours.1, theirs.1);
-        bench.report.row(name, NOT_PUBLISHED, found);
+        bench.report.row(name, NOT_PUBLISHED, beside(&packed, ours, theirs));
     }
     bench.finish("packing-mixes.svg")
 }
@@ -298,9 +299,7 @@ impl<'a> Bench<'a> {
             return;
         };
         let (Score::Guests(our_guests), Score::Guests(their_guests)) = (ours.1, theirs.1) else {
-            let times = ours.1.times(theirs.1);
-            let (words, behind) = (verdict::in_words(times), behind(packed, ours.0, times));
-            let found = format!("{words} ({} by {}: {} by {}){behind}", ours.0, theirs.0, ours.1, theirs.1);
+            let found = beside(packed, ours, theirs);
             return self.report.row("the best of ours by the best of these", NOT_PUBLISHED, found);
         };
         let mut both = [(ours.0, vec![our_guests]), (theirs.0, vec![their_guests])];
@@ -330,11 +329,18 @@ fn scores(plan: &Plan, packed: &[Packed]) -> Vec<(Way, Score)> {
     packed.iter().filter_map(|packed| Some((packed.way, packed.score(plan)?))).collect()
 }
 
+/// The best of ours by the best of the others.
+fn beside(packed: &[Packed], ours: (Way, Score), theirs: (Way, Score)) -> String {
+    let times = ours.1.times(theirs.1);
+    let (words, behind) = (verdict::in_words(times), behind(packed, ours.0, times));
+    format!("{words} ({} by {}: {} by {}){behind}", ours.0, theirs.0, ours.1, theirs.1)
+}
+
 /// What a way of ours took, where it comes to less than nearly all of the best other one.
 fn behind(packed: &[Packed], way: Way, times: Option<f64>) -> String {
     let spent = packed.iter().find(|packed| packed.way == way).and_then(|packed| packed.spent.as_ref());
     match spent.filter(|_| times.is_some_and(|times| times < BEHIND)) {
-        Some(spent) => format!(": behind, and this is what it took first: {spent}"),
+        Some(spent) => format!(": behind, and this is what its first run took: {spent}"),
         None => String::new(),
     }
 }
@@ -360,7 +366,9 @@ fn guests(plan: &Plan, near: u64) -> String {
 /// As many guests as keep their goodput, which may be `near` so many, or those that are asked for.
 fn pack(plan: &Plan, mix: &Mix, way: Way, near: u64) -> Result<Packed> {
     let (budget_bytes, folder) = (budget_bytes(plan), folder_on_disk());
-    let mut confines = Confines::prepare(plan, way, budget_bytes, folder.path()).context(NotHere)?;
+    let swap_bytes = budget_bytes * if plan.is_short { SWAP_BUDGETS_SHORT } else { SWAP_BUDGETS };
+    let confines = Confines::prepare(plan.reach(), way, budget_bytes, swap_bytes, folder.path());
+    let mut confines = confines.context(NotHere)?;
     let mut command = Command::new(binary());
     command.args(["density", "--json", "--memory", &plan.size(mix.memory_mib)]);
     command.args(["--budget", &confines.pool_bytes().to_string()]);
@@ -439,10 +447,11 @@ fn spent(found: &Value) -> Option<String> {
 }
 
 fn flags(way: Way, folder: &Path) -> Vec<String> {
+    let swap = format!("--swap={}", folder.display());
     let words = match way {
-        Way::Ours(setting) => format!("--swap={} {}", folder.display(), setting.flags()),
-        Way::Linux(Baseline { merges: true, .. }) => "--unmanaged --mergeable".to_owned(),
-        Way::Linux(_) | Way::Unlimited => "--unmanaged".to_owned(),
+        Way::Ours(setting) => [&[swap.as_str()], setting.flags()].concat(),
+        Way::Linux(Baseline { merges: true, .. }) => vec!["--unmanaged", "--mergeable"],
+        Way::Linux(_) | Way::Unlimited => vec!["--unmanaged"],
     };
-    words.split(' ').map(str::to_owned).collect()
+    words.into_iter().map(str::to_owned).collect()
 }

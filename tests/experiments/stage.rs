@@ -36,6 +36,9 @@ const MTU: &str = "32000";
 /// The guest's own swap, on its first disk.
 const SWAP_MIB: u64 = 32;
 
+/// Room in the kernel's swap, in budgets.
+const SWAP_BUDGETS: u64 = 4;
+
 /// Before its own script every guest does this.
 const PROLOGUE: &str = "swapon /dev/vda\n(exec -a usage /init 2) &\n";
 
@@ -115,7 +118,8 @@ impl Stage {
             Way::Ours(_) => matches!(plan.reach(), Reach::Guests(_)),
             Way::Unlimited => false,
         };
-        let confines = is_confined.then(|| Confines::prepare(plan, way, budget_bytes, folder.path()));
+        let confines = is_confined
+            .then(|| Confines::prepare(plan.reach(), way, budget_bytes, SWAP_BUDGETS * budget_bytes, folder.path()));
         let mut confines = match (way, confines.transpose()) {
             (Way::Linux(_), confines) => confines.context(NotHere)?,
             (_, confines) => confines?,

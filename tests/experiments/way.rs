@@ -34,11 +34,13 @@ impl Setting {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Usual, Self::Packed];
 
-    /// As `cistern density` is told of it.
-    pub const fn flags(self) -> &'static str {
+    /// As a member or `cistern density` is told of it.
+    pub const fn flags(self) -> &'static [&'static str] {
         match self {
-            Self::Usual => "--sharing=zero,store,ksm --ksm-tune",
-            Self::Packed => "--sharing=zero,store --idle-tax=99 --watermarks=1.5,1,0.5,0.25 --sample-period=2s",
+            Self::Usual => &["--sharing=zero,store,ksm", "--ksm-tune"],
+            Self::Packed => {
+                &["--sharing=zero,store", "--idle-tax=99", "--watermarks=1.5,1,0.5,0.25", "--sample-period=2s"]
+            }
         }
     }
 }
